@@ -1,0 +1,1 @@
+"""Makes trained neural networks small and fast, and proves that they still work."""

@@ -1,0 +1,151 @@
+"""What was measured of an artifact beside its float model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Latency", "LayerQuality", "MetricResult", "OutputQuality", "TensorHistogram", "Verification"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputQuality:
+    """One graph output against the float model's, over all verification samples.
+
+    Attributes:
+        name: Name of the output.
+        sqnr_real_db: Signal to quantization noise ratio with the engine's real kernels, in decibel.
+        sqnr_simulated_db: The same with all graph optimizations off, that is, Q/DQ computed in float.
+        max_error: Largest absolute difference from float, in units of the output.
+        top1_agreement: Fraction of samples with the same arg max over the last axis; `None` if the output does not look
+            like classes.
+    """
+
+    name: str
+    sqnr_real_db: float
+    sqnr_simulated_db: float
+    max_error: float
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerQuality:
+    """One inner tensor against float: accumulated error of everything up to and including the layer.
+
+    Attributes:
+        node: Name of the producing node in the cleaned model.
+        op_type: Its operator.
+        tensor: Name of the tensor in the cleaned model.
+        sqnr_real_db: SQNR with the engine's real kernels, in decibel; `None` where the engine's fusion hides the tensor.
+        sqnr_simulated_db: SQNR with optimizations off.
+    """
+
+    node: str
+    op_type: str
+    tensor: str
+    sqnr_real_db: float | None
+    sqnr_simulated_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Latency of one inference, float and artifact run in interleaved pairs in one process.
+
+    Attributes:
+        float_ms: Median of the float model, in milliseconds.
+        artifact_ms: Median of the artifact, in milliseconds.
+        speedup: Median of the pairwise ratios float / artifact; above 1 means faster than float.
+        speedup_low: 25th percentile of the ratios.
+        speedup_high: 75th percentile of the ratios.
+        pairs: Number of pairs.
+        threads: Threads that the engine was given.
+        batch: Number of samples in each inference.
+    """
+
+    float_ms: float
+    artifact_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    pairs: int
+    threads: int
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricResult:
+    """The user's own metric on the same samples; higher is better."""
+
+    name: str
+    float_value: float
+    artifact_value: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorHistogram:
+    """A histogram of one weight or activation tensor with its quantization grid.
+
+    Attributes:
+        tensor: Name of the tensor.
+        kind: `weight` or `activation`.
+        edges: `[bins + 1] float64` bin edges, in units of the tensor.
+        counts: `[bins] int64`.
+        low: Lowest representable value of the grid; what lies below is clipped.
+        high: Highest representable value of the grid.
+        step: Distance between neighbouring grid values, in units of the tensor (the largest, where per channel).
+        format: Format as text.
+    """
+
+    tensor: str
+    kind: str
+    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    low: float
+    high: float
+    step: float
+    format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """The measured account of one artifact.
+
+    Attributes:
+        engine: Engine and version, e.g. `onnxruntime 1.32.0`.
+        samples: Number of held-out samples used for quality.
+        outputs: Quality per graph output.
+        layers: Quality per inner tensor, in topological order.
+        float_bytes: Size of the float model on disk in bytes, external data included.
+        artifact_bytes: Size of the artifact on disk in bytes, external data included.
+        latency: `None` if it was not measured on request.
+        float_peak_mb: Peak resident memory of a process that loads and runs the float model, in MB (10^6 bytes), beyond
+            that of the empty process; `None` if not measured.
+        artifact_peak_mb: The same for the artifact.
+        kernels: Operator counts of the artifact after the engine's own optimization, e.g. `{"QLinearConv": 52}`.
+        float_kernels: The same for the float model.
+        integer_kernels: How many of `kernels` compute in integers.
+        planned_integer: How many sites the plan wanted in integers.
+        unfused: Names of planned integer sites that the engine runs in float.
+        metric: The user's metric, if any.
+        warnings: What the user should know, one sentence each.
+    """
+
+    engine: str
+    samples: int
+    outputs: tuple[OutputQuality, ...]
+    layers: tuple[LayerQuality, ...]
+    float_bytes: int
+    artifact_bytes: int
+    latency: Latency | None
+    float_peak_mb: float | None
+    artifact_peak_mb: float | None
+    kernels: dict[str, int] = field(default_factory=dict)
+    float_kernels: dict[str, int] = field(default_factory=dict)
+    integer_kernels: int = 0
+    planned_integer: int = 0
+    unfused: tuple[str, ...] = ()
+    metric: MetricResult | None = None
+    warnings: tuple[str, ...] = ()
