@@ -1,0 +1,124 @@
+"""Elements: what one number of a tensor may be, and how it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from lowbit.exceptions import FormatError
+
+__all__ = ["ELEMENTS", "Element", "element", "element_of_storage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Element:
+    """The type of one code.
+
+    Attributes:
+        name: Name as users write it, e.g. `int8`.
+        bits: Bits of one code in the model file.
+        storage: ONNX type of a tensor of codes.
+        dtype: numpy type of an array of codes; one code takes at least a byte in memory.
+        kind: `integer` or `float`.
+        signed: Whether negative codes exist.
+        minimum: Lowest code of an integer, lowest finite value of a float.
+        maximum: Highest code of an integer, highest finite value of a float.
+    """
+
+    name: str
+    bits: int
+    storage: ir.DataType
+    dtype: np.dtype[Any]
+    kind: Literal["integer", "float"]
+    signed: bool
+    minimum: float
+    maximum: float
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _integer(name: str, storage: ir.DataType, dtype: object) -> Element:
+    information = ml_dtypes.iinfo(dtype)
+    return Element(
+        name=name,
+        bits=storage.bitwidth,
+        storage=storage,
+        dtype=np.dtype(dtype),  # type: ignore[call-overload]
+        kind="integer",
+        signed=int(information.min) < 0,
+        minimum=float(information.min),
+        maximum=float(information.max),
+    )
+
+
+def _float(name: str, storage: ir.DataType, dtype: object) -> Element:
+    information = ml_dtypes.finfo(dtype)
+    return Element(
+        name=name,
+        bits=storage.bitwidth,
+        storage=storage,
+        dtype=np.dtype(dtype),  # type: ignore[call-overload]
+        kind="float",
+        signed=True,
+        minimum=float(information.min),
+        maximum=float(information.max),
+    )
+
+
+ELEMENTS: dict[str, Element] = {
+    each.name: each
+    for each in (
+        _integer("int2", ir.DataType.INT2, ml_dtypes.int2),
+        _integer("int4", ir.DataType.INT4, ml_dtypes.int4),
+        _integer("int8", ir.DataType.INT8, np.int8),
+        _integer("int16", ir.DataType.INT16, np.int16),
+        _integer("uint2", ir.DataType.UINT2, ml_dtypes.uint2),
+        _integer("uint4", ir.DataType.UINT4, ml_dtypes.uint4),
+        _integer("uint8", ir.DataType.UINT8, np.uint8),
+        _integer("uint16", ir.DataType.UINT16, np.uint16),
+        _float("float16", ir.DataType.FLOAT16, np.float16),
+        _float("bfloat16", ir.DataType.BFLOAT16, ml_dtypes.bfloat16),
+        _float("float8_e4m3", ir.DataType.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
+        _float("float8_e5m2", ir.DataType.FLOAT8E5M2, ml_dtypes.float8_e5m2),
+        _float("float4_e2m1", ir.DataType.FLOAT4E2M1, ml_dtypes.float4_e2m1fn),
+    )
+}
+"""Every element that lowbit knows, by name."""
+
+
+def element(name: str) -> Element:
+    """Look up an element by its name.
+
+    Args:
+        name: E.g. `int8`.
+
+    Raises:
+        FormatError: There is no such element.
+    """
+    try:
+        return ELEMENTS[name]
+    except KeyError:
+        raise FormatError(f"{name!r} is not a number format", remedy=f"Use one of {', '.join(ELEMENTS)}") from None
+
+
+def element_of_storage(storage: ir.DataType) -> Element:
+    """Look up the element whose codes a model stores as `storage`.
+
+    Args:
+        storage: ONNX type of a tensor of codes.
+
+    Raises:
+        FormatError: No element is stored like this.
+    """
+    for each in ELEMENTS.values():
+        if each.storage == storage:
+            return each
+    raise FormatError(
+        f"No number format is stored as {storage.name}",
+        remedy=f"Known are {', '.join(each.storage.name for each in ELEMENTS.values())}",
+    )
