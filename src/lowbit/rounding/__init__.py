@@ -1,0 +1,24 @@
+"""Rounding: pure maths from weights to codes, one algorithm a file.
+
+It knows arrays, formats and nothing of graphs; it imports `lowbit.formats` and `lowbit.exceptions` only.
+"""
+
+from __future__ import annotations
+
+from lowbit.rounding.kernel_layout import conv_to_kn, kn_to_conv
+from lowbit.rounding.nearest import round_nearest
+from lowbit.rounding.saturation import SaturationReport, hazards, make_safe, pair_matrix
+from lowbit.rounding.weight_range import RANGE_METHODS, RangeMethod, weight_range
+
+__all__ = [
+    "RANGE_METHODS",
+    "RangeMethod",
+    "SaturationReport",
+    "conv_to_kn",
+    "hazards",
+    "kn_to_conv",
+    "make_safe",
+    "pair_matrix",
+    "round_nearest",
+    "weight_range",
+]
