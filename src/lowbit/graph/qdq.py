@@ -1,0 +1,193 @@
+"""QuantizeLinear/DequantizeLinear pairs in a graph: on activations, weights and biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lowbit.formats import Format, Parameters, PerBlock, PerChannel
+from lowbit.graph.editor import Editor
+
+__all__ = ["absorb_activations", "dequantized_bias", "dequantized_weight", "quantize_activation"]
+
+_INT32_LIMIT = 2**31 - 1
+
+
+def quantize_activation(
+    editor: Editor,
+    value: ir.Value,
+    parameters: Parameters,
+    fmt: Format,
+    *,
+    reads_codes: Callable[[ir.Usage], bool],
+) -> ir.Value:
+    """Put a Q/DQ pair behind a tensor.
+
+    Args:
+        editor: Editor of the model.
+        value: The tensor; float32.
+        parameters: Scale and zero point, shape `()`.
+        fmt: Format of the codes.
+        reads_codes: Which uses of the tensor read the decoded codes from now on. Graph outputs do if every use does.
+
+    Returns:
+        The decoded tensor.
+    """
+    name = value.name or "tensor"
+    graph = value.graph if value.producer() is None else value.producer().graph  # type: ignore[union-attr]
+    assert isinstance(graph, ir.Graph)
+    uses = [use for use in value.uses() if reads_codes(use)]
+    everyone = len(uses) == len(value.uses())
+    scale = editor.constant(graph, f"{name}_scale", parameters.scale)
+    zero_point = editor.constant(graph, f"{name}_zero_point", parameters.zero_point, fmt)
+    quantize = editor.node(
+        "QuantizeLinear",
+        [value, scale, zero_point],
+        name=f"{name}_QuantizeLinear",
+        outputs=[f"{name}_codes"],
+        dtypes=[fmt.element.storage],
+        shape=value.shape,
+    )
+    dequantize = editor.node(
+        "DequantizeLinear",
+        [quantize.outputs[0], scale, zero_point],
+        name=f"{name}_DequantizeLinear",
+        outputs=[f"{name}_dequantized"],
+        dtypes=[ir.DataType.FLOAT],
+        shape=value.shape,
+    )
+    producer = value.producer()
+    if producer is None:
+        _insert_first(graph, [quantize, dequantize])
+    else:
+        graph.insert_after(producer, [quantize, dequantize])
+    decoded = dequantize.outputs[0]
+    for use in uses:
+        use.node.replace_input_with(use.idx, decoded)
+    if value.is_graph_output() and everyone and producer is not None:
+        for index, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[index] = decoded
+        editor.rename(value, f"{name}_float")
+        editor.rename(decoded, name)
+    return decoded
+
+
+def _insert_first(graph: ir.Graph, nodes: list[ir.Node]) -> None:
+    """Insert nodes before every other node of a graph, as readers of graph inputs need it."""
+    first = next(iter(graph), None)
+    if first is None:
+        graph.extend(nodes)
+    else:
+        graph.insert_before(first, nodes)
+
+
+def dequantized_weight(
+    editor: Editor, before: ir.Node, name: str, codes: NDArray[Any], parameters: Parameters, fmt: Format
+) -> ir.Value:
+    """Store a weight as codes and return the tensor that decodes them.
+
+    Args:
+        editor: Editor of the model.
+        before: The node that reads the weight; the new node goes before it.
+        name: Name of the float weight.
+        codes: Codes in the weight's own shape.
+        parameters: Scale and zero point, shaped as the format's granularity says.
+        fmt: Format of the codes.
+    """
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    attributes: dict[str, Any] = {}
+    match fmt.granularity:
+        case PerChannel(axis=axis):
+            attributes["axis"] = axis
+        case PerBlock(axis=axis, size=size):
+            attributes.update(axis=axis, block_size=size)
+    inputs = [
+        editor.constant(graph, f"{name}_codes", codes, fmt),
+        editor.constant(graph, f"{name}_scale", parameters.scale),
+        editor.constant(graph, f"{name}_zero_point", parameters.zero_point, fmt),
+    ]
+    node = editor.node(
+        "DequantizeLinear",
+        inputs,
+        name=f"{name}_DequantizeLinear",
+        outputs=[f"{name}_dequantized"],
+        attributes=attributes,
+        dtypes=[ir.DataType.FLOAT],
+        shape=ir.Shape(codes.shape),
+    )
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def dequantized_bias(
+    editor: Editor,
+    before: ir.Node,
+    name: str,
+    bias: NDArray[np.float32],
+    input_scale: NDArray[np.float32],
+    weight_scale: NDArray[np.float32],
+) -> ir.Value:
+    """Store a bias as int32 codes at the scale of the accumulator, `s_x · s_w`, and return the tensor that decodes them.
+
+    Args:
+        editor: Editor of the model.
+        before: The node that reads the bias.
+        name: Name of the float bias.
+        bias: `[N]` float32.
+        input_scale: `[]` float32, scale of the operator's input.
+        weight_scale: `[N]` or `[]` float32, scale of its weight.
+    """
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    scale = np.broadcast_to(np.float32(input_scale) * weight_scale, bias.shape).astype(np.float32)
+    codes = np.clip(np.rint(bias.astype(np.float64) / scale), -_INT32_LIMIT, _INT32_LIMIT).astype(np.int32)
+    inputs = [
+        editor.constant(graph, f"{name}_codes", codes),
+        editor.constant(graph, f"{name}_scale", scale),
+        editor.constant(graph, f"{name}_zero_point", np.zeros(bias.shape, dtype=np.int32)),
+    ]
+    node = editor.node(
+        "DequantizeLinear",
+        inputs,
+        name=f"{name}_DequantizeLinear",
+        outputs=[f"{name}_dequantized"],
+        attributes={"axis": 0},
+        dtypes=[ir.DataType.FLOAT],
+        shape=ir.Shape(bias.shape),
+    )
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def absorb_activations(editor: Editor, fused: tuple[ir.Node, ...]) -> None:
+    """Remove activation functions whose clipping the codes behind them do already.
+
+    The caller has made sure that the range of the codes lies within what the functions let through.
+
+    Args:
+        editor: Editor of the model.
+        fused: The chain of Relu and Clip nodes, in order; the last one's output keeps its name.
+    """
+    if not fused:
+        return
+    last = fused[-1].outputs[0]
+    source = fused[0].inputs[0]
+    assert source is not None
+    name = last.name
+    graph = fused[0].graph
+    assert graph is not None
+    for index, output in enumerate(graph.outputs):
+        if output is last:
+            graph.outputs[index] = source
+    last.replace_all_uses_with(source)
+    for node in reversed(fused):
+        editor.drop(node)
+    if name is not None:
+        editor.rename(last, f"{name}_absorbed")
+        editor.rename(source, name)
