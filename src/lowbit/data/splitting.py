@@ -1,0 +1,48 @@
+"""Calibration and verification samples, cut apart: quality is measured on data that calibration has not seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowbit.exceptions import RecipeError
+
+if TYPE_CHECKING:
+    from lowbit.data.dataset import Dataset
+
+__all__ = ["split_calibration"]
+
+
+def split_calibration(dataset: Dataset, *, calibration: float = 128, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Cut calibration from verification samples at random, the same way for the same seed.
+
+    Args:
+        dataset: All samples.
+        calibration: How many samples calibrate, or, below 1, which fraction. A number is cut
+            to half of the samples, with a warning.
+        seed: Chooses which.
+
+    Returns:
+        The calibration and the verification samples: disjoint, and together all, each in the order of `dataset`. A
+        single sample is in both, with a warning.
+
+    Raises:
+        RecipeError: `calibration` is not a positive whole number or a fraction below 1.
+    """
+    if calibration <= 0 or (calibration >= 1 and calibration != int(calibration)):
+        raise RecipeError(
+            f"{calibration} calibration samples were asked for", remedy="give a whole number, or a fraction below 1"
+        )
+    count = dataset.count()
+    if count == 1:
+        warned = dataset.warned("there is one sample: quality is measured on the data that calibrated the model")
+        return warned, warned
+    wanted = max(round(calibration * count), 1) if calibration < 1 else int(calibration)
+    size = min(wanted, count // 2) if calibration >= 1 else min(wanted, count - 1)
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    chosen, rest = dataset.select(order[:size]), dataset.select(order[size:])
+    if size < wanted:
+        note = f"only {size} of {count} samples calibrate, not {wanted}: at least half are kept for verification"
+        chosen = chosen.warned(note)
+    return chosen, rest
