@@ -9,7 +9,7 @@ is exact, so that "safe" is a proof for every input whose codes lie in the given
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
