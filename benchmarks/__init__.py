@@ -1,0 +1,1 @@
+"""Benchmarks: real models on real data, measured beside float and the peers in one run. See README.md."""
