@@ -22,7 +22,6 @@ from lowbit.statistics.histogram import (
     histogram_update,
 )
 from lowbit.statistics.minmax import (
-    MinMax,
     minmax_finalize,
     minmax_from_arrays,
     minmax_init,
@@ -32,7 +31,6 @@ from lowbit.statistics.minmax import (
     minmax_update,
 )
 from lowbit.statistics.moving_average import (
-    MovingAverage,
     moving_average_finalize,
     moving_average_from_arrays,
     moving_average_init,
@@ -109,7 +107,7 @@ def observer(
         RecipeError: The method does not exist, or `decay` or `bins` makes no sense.
     """
     if method == "minmax":
-        return Observer[MinMax](
+        return Observer(
             init=minmax_init,
             update=minmax_update,
             merge=minmax_merge,
@@ -119,7 +117,7 @@ def observer(
         )
     if method == "moving-average":
         moving_average_init(decay=decay)
-        return Observer[MovingAverage](
+        return Observer(
             init=partial(moving_average_init, decay=decay),
             update=moving_average_update,
             merge=moving_average_merge,
@@ -130,7 +128,7 @@ def observer(
     if method not in RANGE_METHODS:
         raise RecipeError(f"range method {method!r} does not exist", remedy=f"use one of {', '.join(RANGE_METHODS)}")
     histogram_init(bins=bins)
-    return Observer[Histogram](
+    return Observer(
         init=partial(histogram_init, bins=bins),
         update=histogram_update,
         merge=histogram_merge,
