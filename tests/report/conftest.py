@@ -122,7 +122,7 @@ def make_account(*, sites: int = 60, histograms: int = 12, bins: int = 2048) -> 
     layers = []
     level = 46.0
     for index, site in enumerate(plans):
-        level = max(level - float(rng.uniform(0, 48 / sites)) + (1.5 if site.op_type == "Add" else 0), 14.0)
+        level = max(level - float(rng.uniform(0, 48 / sites)) + (90 / sites if site.op_type == "Add" else 0), 14.0)
         gap = 0.1 if index < sites // 2 else 2.9 + float(rng.uniform(-0.5, 0.5))
         layers.append(
             LayerQuality(

@@ -48,7 +48,7 @@ def headline_section(title: str, plan: Plan, verification: Verification) -> Mark
         "header",
         element("h1", title),
         element("p", measured, class_="quiet"),
-        element("p", judged.sentence(), class_="verdict"),
+        element("p", *(element("span", clause) for clause in judged.clauses()), class_="verdict"),
         element(
             "dl",
             *(
@@ -97,7 +97,7 @@ def comparison_section(plan: Plan, verification: Verification) -> Markup:
     return _section(
         "Float beside the artifact",
         "",
-        element("table", element("thead", head), element("tbody", *rows), class_="cards"),
+        element("table", element("thead", head), element("tbody", *rows), class_="cards comparison"),
     )
 
 
@@ -112,7 +112,8 @@ def layers_section(layers: Sequence[LayerQuality]) -> Markup:
         lead += f" The engine's fusion hides {count_text(hidden, 'tensor')}, which have a simulated value only."
     if parted:
         verb = "loses" if parted == 1 else "lose"
-        lead += f" {count_text(parted, 'layer')} {verb} at least {ENGINE_GAP_DB:.0f} dB in the engine beyond the simulation."
+        gap = f"at least {ENGINE_GAP_DB:.0f} dB in the engine beyond the simulation"
+        lead += f" {count_text(parted, 'layer')} {verb} {gap}."
     rows = (
         element(
             "tr",
@@ -157,7 +158,7 @@ def histograms_section(histograms: Sequence[TensorHistogram]) -> Markup:
     return _section(
         "Values and their grids",
         "How often each value occurs. The dashed lines are the ends of the quantization grid; what lies in the shaded "
-        "part is clipped. Drag across the chart to zoom, double-click to return.",
+        "part is clipped.",
         element(
             "div",
             element("select", *options, id="histogram-picker", class_="wide", aria_label="tensor"),
@@ -172,7 +173,12 @@ def histograms_section(histograms: Sequence[TensorHistogram]) -> Markup:
             class_="stats",
         ),
         element("div", id="histogram-chart", class_="chart", role="img", aria_label="histogram of the tensor"),
-        element("p", id="histogram-grid", class_="quiet", aria_live="polite"),
+        element(
+            "p",
+            element("span", id="histogram-grid", aria_live="polite"),
+            element("span", " Drag across the chart to zoom, double-click to return.", class_="mouse"),
+            class_="quiet",
+        ),
     )
 
 

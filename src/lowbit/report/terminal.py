@@ -87,7 +87,7 @@ def summary_table(plan: Plan, verification: Verification, *, title: str) -> Rend
     warnings = warnings_of(plan, verification)
     if warnings:
         parts.append(_warnings(warnings))
-    parts.append(Padding(Text(_capital(verdict(verification).sentence()), style="bold"), (1, 1, 0, 1)))
+    parts.append(Padding(Text(verdict(verification).sentence(), style="bold"), (1, 1, 0, 1)))
     return Group(*parts)
 
 
@@ -269,7 +269,3 @@ def _bar(sqnr_db: float) -> str:
         return ""
     eighths = round(min(sqnr_db / _BAR_FULL_DB, 1.0) * _BAR_CELLS * 8)
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]

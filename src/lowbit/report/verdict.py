@@ -65,9 +65,14 @@ class Verdict:
     speed: Finding
     quality: Finding
 
+    def clauses(self) -> tuple[str, str, str]:
+        """Return the verdict as three clauses that make one sentence when they follow each other."""
+        return (f"{self.size.headline}, ", f"{self.speed.headline}, ", f"and {self.quality.headline}.")
+
     def sentence(self) -> str:
         """Return the verdict as one sentence."""
-        return f"{self.size.headline}, {self.speed.headline}, {self.quality.headline}."
+        sentence = "".join(self.clauses())
+        return sentence[:1].upper() + sentence[1:]
 
 
 def verdict(verification: Verification) -> Verdict:
@@ -167,7 +172,7 @@ def _metric(metric: MetricResult, noise: str) -> Finding:
     loss = -change / abs(metric.float_value) if metric.float_value else -change
     samples = count_text(metric.samples, "sample")
     return Finding(
-        headline=f"{metric.name} {number_text(metric.float_value)} to {number_text(metric.artifact_value)}",
+        headline=f"{metric.name} from {number_text(metric.float_value)} to {number_text(metric.artifact_value)}",
         detail=f"{signed_text(change)} on {samples}" + (f"; {noise}" if noise else ""),
         grade="good" if loss <= 0.01 else "fair" if loss <= 0.03 else "poor",
     )

@@ -26,6 +26,7 @@
     };
     base.xaxis = Object.assign({}, axis, extra.xaxis, { showgrid: false });
     base.yaxis = Object.assign({}, axis, { fixedrange: true }, extra.yaxis);
+    base.xaxis.title.font = base.yaxis.title.font = { size: 13, color: colour("quiet") };
     delete extra.xaxis;
     delete extra.yaxis;
     return Object.assign(base, extra);
@@ -50,8 +51,9 @@
     if (!chart) { return; }
     var layers = data.layers;
     var finite = layers.real.concat(layers.simulated).filter(function (v) { return typeof v === "number"; });
-    var ceiling = Math.ceil((Math.max.apply(null, finite.concat([0])) + 6) / 10) * 10;
-    var floor = Math.min.apply(null, finite.concat([0]));
+    if (!finite.length) { finite = [0]; }
+    var ceiling = Math.ceil((Math.max.apply(null, finite) + 3) / 10) * 10;
+    var floor = Math.floor((Math.min.apply(null, finite) - 5) / 10) * 10;
     function height(value) { return value === "exact" ? ceiling : typeof value === "number" ? value : null; }
     function hover(index) {
       return "<b>" + escaped(layers.node[index]) + "</b><br>" + escaped(layers.op[index]) +
@@ -77,7 +79,7 @@
     }];
     Plotly.react(chart, traces, layout({
       xaxis: { title: { text: "layer, in the order of the graph" }, range: [0.5, index.length + 0.5] },
-      yaxis: { title: { text: "SQNR, dB" }, range: [Math.min(0, floor - 5), ceiling + 2] },
+      yaxis: { title: { text: "SQNR, dB" }, range: [floor, ceiling + 1] },
       hovermode: "closest", annotations: marks
     }), CONFIG);
   }
