@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from lowbit.exceptions import ModelError
@@ -73,13 +73,15 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not data:
         raise ModelError(f"{path} is empty", cause="It has 0 bytes", remedy="Export or download the model again")
     try:
-        return onnx.ModelProto.FromString(data)
+        proto = onnx.ModelProto()
+        proto.ParseFromString(data)
     except DecodeError as error:
         raise ModelError(
             f"{path} is not an ONNX model, or is cut off",
             cause=f"Its {len(data):,} bytes do not parse as the ONNX protobuf",
             remedy="Export or download the model again",
         ) from error
+    return proto
 
 
 def _from_proto(proto: onnx.ModelProto, label: str, folder: Path | None) -> ir.Model:
@@ -96,7 +98,7 @@ def _from_proto(proto: onnx.ModelProto, label: str, folder: Path | None) -> ir.M
             _densify(graph, label)
     try:
         model = ir.from_proto(proto)
-    except Exception as error:  # noqa: BLE001  (onnx_ir raises many types on malformed graphs; none may leak)
+    except Exception as error:  # onnx_ir raises many types on malformed graphs; none may leak
         raise ModelError(f"{label} is not a valid ONNX graph", cause=_first_line(_root_cause(error))) from error
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):

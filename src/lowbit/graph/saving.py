@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from lowbit.exceptions import ModelError, OutputError
 
@@ -80,7 +80,7 @@ def serialize(model: ir.Model) -> bytes:
             if isinstance(value.const_value, ir.ExternalTensor) and not isinstance(value.const_value, _Placed):
                 value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
     try:
-        return ir.to_proto(copy).SerializeToString(deterministic=True)
+        return bytes(ir.to_proto(copy).SerializeToString(deterministic=True))
     except (EncodeError, ValueError, ir.serde.SerdeError) as error:
         raise OutputError(
             "The model does not fit in one protobuf of 2 GB",
@@ -171,13 +171,17 @@ def _write_weights(model: ir.Model, file: IO[bytes], location: str) -> None:
             continue
         file.write(bytes(-file.tell() % _ALIGNMENT))
         offset = file.tell()
-        if isinstance(tensor, ir.TensorBase):
-            tensor.tofile(file)
-        else:
-            file.write(tensor.tobytes())
+        _write_tensor(tensor, file)
         value.const_value = _Placed(
-            location, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name or ""
+            location, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
         )
+
+
+def _write_tensor(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(file)  # in chunks
+    else:
+        file.write(tensor.tobytes())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from lowbit.graph.clean.values import (
     all_nodes,
@@ -26,6 +25,8 @@ from lowbit.graph.clean.values import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import onnx_ir as ir
 
 __all__ = ["fold_affine", "remaining_batch_norms"]
 
@@ -48,11 +49,10 @@ def fold_affine(model: ir.Model) -> Counter[str]:
     result or the weight is used elsewhere, or where an operand is not constant.
     """
     changes: Counter[str] = Counter()
+    # In topological order, so that when a node of a chain vanishes, the next one follows the producer itself.
     for graph, node in all_nodes(model):
         if not is_op(node, *_FOLLOWERS):
             continue
-        # A folded node vanishes and the next of the chain then follows the producer itself; repeat from here is
-        # not needed, because nodes come in topological order.
         for producer in _producers(node):
             affine = _affine(node, producer)
             if isinstance(affine, str) or _refusal(node, producer, affine):
@@ -89,7 +89,7 @@ def _affine(node: ir.Node, producer: ir.Node) -> Affine | str:
     """The scale and shift that a node applies per output channel of its producer; or why that cannot be said."""
     channels, rank = _channels(producer)
     if channels == 0:
-        return "the weight of its producer is not constant"
+        return f"the weight of {producer.name!r} is not a floating-point constant"
     if node.op_type == "BatchNormalization":
         if "training_mode" in node.attributes and node.attributes["training_mode"].as_int():
             return "it is in training mode"
@@ -100,8 +100,9 @@ def _affine(node: ir.Node, producer: ir.Node) -> Affine | str:
             return "its parameters are not constant"
         gamma, beta, mean, variance = (np.asarray(p, dtype=np.float64) for p in parameters)
         epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-        scale = gamma / np.sqrt(variance + epsilon)
-        shift = beta - mean * scale
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scale = gamma / np.sqrt(variance + epsilon)
+            shift = beta - mean * scale
         return Affine(scale=scale, shift=shift) if scale.shape == (channels,) else "its parameters do not fit"
     operand = node.inputs[0] if node.inputs[1] is producer.outputs[0] else node.inputs[1]
     array = constant(operand)
@@ -132,8 +133,11 @@ def _refusal(node: ir.Node, producer: ir.Node, affine: Affine) -> str:
         return f"the weight of {producer.name!r} is shared"
     if weight is not None and weight.graph is not producer.graph and affine.scale is not None:
         return f"the weight of {producer.name!r} belongs to an outer graph"
-    if _bias(producer) is None:
+    folded = _folded(producer, affine)
+    if folded is None:
         return f"the bias of {producer.name!r} is not one constant per channel"
+    if not all(np.isfinite(array).all() for array in folded):
+        return f"the folded weight of {producer.name!r} is not finite"
     return ""
 
 
@@ -167,29 +171,33 @@ def _bias(producer: ir.Node) -> np.ndarray | None:
     return vector * beta
 
 
-def _fold(model: ir.Model, graph: ir.Graph, node: ir.Node, producer: ir.Node, affine: Affine) -> None:
-    weight, bias = producer.inputs[1], _bias(producer)
+def _folded(producer: ir.Node, affine: Affine) -> tuple[np.ndarray, np.ndarray] | None:
+    """Weight and bias with the map folded in, in the weight's type; None if there is no constant weight and bias."""
+    weight, bias = constant(producer.inputs[1]), _bias(producer)
     if weight is None or bias is None:
-        raise AssertionError("checked by _refusal")
-    array = constant(weight)
-    if array is None:
-        raise AssertionError("checked by _affine")
+        return None
+    with np.errstate(over="ignore"):
+        if affine.scale is None:
+            return weight, (bias + affine.shift).astype(weight.dtype)
+        scaled = weight.astype(np.float64) * _per_weight(producer, affine.scale, weight)
+        return scaled.astype(weight.dtype), (bias * affine.scale + affine.shift).astype(weight.dtype)
+
+
+def _fold(model: ir.Model, graph: ir.Graph, node: ir.Node, producer: ir.Node, affine: Affine) -> None:
+    weight, folded = producer.inputs[1], _folded(producer, affine)
+    if weight is None or folded is None:
+        raise AssertionError("_refusal lets only constants pass")
     if affine.scale is not None:
-        set_constant(weight, (array.astype(np.float64) * _per_weight(producer, affine.scale, array)).astype(array.dtype))
-        bias = bias * affine.scale
-    bias = (bias + affine.shift).astype(array.dtype)
+        set_constant(weight, folded[0])
     old = producer.inputs[2] if len(producer.inputs) > 2 else None
     if old is not None and only_consumer(old) is producer and old.graph is graph:
-        set_constant(old, bias)
+        set_constant(old, folded[1])
     else:
         if len(producer.inputs) < 3:
             producer.resize_inputs(3)
-        producer.replace_input_with(2, new_initializer(model, graph, f"{weight.name}_bias", bias))
+        producer.replace_input_with(2, new_initializer(model, graph, f"{weight.name}_bias", folded[1]))
     producer.attributes.pop("beta", None)
-    result = producer.outputs[0]
-    if node.outputs[0].shape is not None:
-        result.shape = node.outputs[0].shape
-    replace_value(node.outputs[0], result)
+    replace_value(node.outputs[0], producer.outputs[0])
     graph.remove(node, safe=True)
 
 

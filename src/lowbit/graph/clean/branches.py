@@ -50,7 +50,7 @@ def _inline(model: ir.Model, graph: ir.Graph, node: ir.Node, branch: ir.Graph) -
             old.replace_all_uses_with(new)
             continue
         producer = new.producer()
-        name = old.name
+        name = old.name or ""
         if producer is not None and producer.graph is graph and not new.is_graph_output():
             old.replace_all_uses_with(new, replace_graph_outputs=True)
             old.name, new.name = f"{name}/replaced", name

@@ -15,6 +15,7 @@ from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.clean.dimensions import fold_dimensions
 from lowbit.graph.clean.folding import fold_constants
 from lowbit.graph.clean.functions import inline_functions
+from lowbit.graph.clean.hard_swish import fuse_hard_sigmoids
 from lowbit.graph.clean.identities import remove_identities
 from lowbit.graph.clean.names import name_nodes
 from lowbit.graph.clean.opset import opset_of, raise_opset
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CleanResult", "clean"]
 
-Pass = "Callable[[ir.Model], Counter[str]]"
-
 PASSES: tuple[Callable[[ir.Model], Counter[str]], ...] = (
     lift_constants,
     inline_branches,
@@ -39,6 +38,7 @@ PASSES: tuple[Callable[[ir.Model], Counter[str]], ...] = (
     remove_identities,
     cancel_transposes,
     simplify_activations,
+    fuse_hard_sigmoids,
     merge_pads,
     fold_affine,
     remove_dead_code,
@@ -50,6 +50,9 @@ REMARKS: tuple[Callable[[ir.Model], list[str]], ...] = (remaining_batch_norms, r
 
 # Each round removes at least one node; this only bounds the time on a pathological graph.
 _ROUNDS = 20
+# Since opset 7 binary operators broadcast as numpy does and normalization is an inference operator, which the passes
+# rely on; an older model is converted first.
+_MODERN_OPSET = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,23 +80,18 @@ def clean(model: ir.Model, *, minimum_opset: int = 13) -> CleanResult:
     """
     notes: list[str] = []
     result = model.clone()
-    changes = inline_functions(result) + own_initializers(result)
+    changes = inline_functions(result) + own_initializers(result) + name_nodes(result)
     before = opset_of(result)
+    if before >= _MODERN_OPSET:
+        # Conversion needs shapes, and shapes need folded constants.
+        changes += _settle(result)
     try:
         result = raise_opset(result, minimum_opset)
-        if opset_of(result) != before:
-            notes.append(f"opset {before} raised to {opset_of(result)}")
     except ModelError as error:
         notes.append(f"opset {before} kept: {error}")
-    changes += name_nodes(result)
-    for _ in range(_ROUNDS):
-        failure = annotate_shapes(result)
-        round_changes: Counter[str] = Counter()
-        for transform in PASSES:
-            round_changes += transform(result)
-        changes += round_changes
-        if not round_changes:
-            break
+    if opset_of(result) != before:
+        notes.append(f"opset {before} raised to {opset_of(result)}")
+        changes += _settle(result)
     failure = annotate_shapes(result)
     if failure:
         notes.append(f"shapes unknown: {failure}")
@@ -102,3 +100,17 @@ def clean(model: ir.Model, *, minimum_opset: int = 13) -> CleanResult:
     for remark in REMARKS:
         notes += remark(result)
     return CleanResult(model=result, notes=tuple(notes))
+
+
+def _settle(model: ir.Model) -> Counter[str]:
+    """Repeat all passes in place until none of them finds anything to do."""
+    total: Counter[str] = Counter()
+    for _ in range(_ROUNDS):
+        annotate_shapes(model)
+        changes: Counter[str] = Counter()
+        for transform in PASSES:
+            changes += transform(model)
+        if not changes:
+            break
+        total += changes
+    return total

@@ -27,7 +27,7 @@ def lift_constants(model: ir.Model) -> Counter[str]:
         if tensor is None or not old.name or old.name in graph.initializers:
             continue
         value = ir.Value(
-            name=old.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=old.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         old.replace_all_uses_with(value)
         graph.remove(node, safe=True)
@@ -50,6 +50,7 @@ def own_initializers(model: ir.Model) -> Counter[str]:
         return Counter()
     for value in listed:
         graph.inputs.remove(value)
+    model.ir_version = max(model.ir_version or 0, 4)
     return Counter({"{n} initializer{s} no longer listed as graph inputs": len(listed)})
 
 

@@ -16,7 +16,7 @@ def remove_dead_code(model: ir.Model) -> Counter[str]:
     before = sum(1 for graph in model.graphs() for _ in graph)
     ir_passes.RemoveUnusedNodesPass()(model)
     if removed := before - sum(1 for graph in model.graphs() for _ in graph):
-        changes["{n} unused node{s} removed"] += removed
+        changes["{n} node{s} without a reader removed"] += removed
     for graph in model.graphs():
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output() and not value.is_graph_input():

@@ -2,7 +2,7 @@
 
 Exporters compute paddings and target shapes at run time (`Shape` → `Gather` → `Concat` → …). With a symbolic batch size
 the whole `Shape` is not constant, but the elements that are finally used often are. An array here is a numpy object
-array of Python numbers, with None for what is unknown.
+array: an int is a known number, a str is the name of a symbolic dimension, None is unknown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.graph.clean.values import all_nodes, constant, is_op
+from lowbit.graph.clean.values import all_nodes, constant, is_op, new_initializer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,46 +22,86 @@ __all__ = ["fold_dimensions"]
 
 # Shapes are short; anything longer is data.
 _ELEMENTS = 1024
-_INTEGERS = {ir.DataType.INT64: np.int64, ir.DataType.INT32: np.int32}
+_INTEGERS: dict[ir.DataType | None, Any] = {
+    ir.DataType.INT64: np.dtype(np.int64),
+    ir.DataType.INT32: np.dtype(np.int32),
+}
 
-Partial = Any  # np.ndarray of dtype object, holding int or None
+Partial = Any  # np.ndarray of dtype object, holding int, str or None
 
 
 def fold_dimensions(model: ir.Model) -> Counter[str]:
     """Replace integer values whose elements all follow from known dimensions by constants.
 
-    Shapes must have been inferred before.
+    The target of a `Reshape` becomes constant even if one element is unknown (written as -1), and any number of them if
+    they repeat the dimension that the data have there (written as 0). Shapes must have been inferred before.
     """
     changes: Counter[str] = Counter()
     known: dict[ir.Value, Partial] = {}
     for graph, node in all_nodes(model):
         if node.domain not in {"", "ai.onnx"} or len(node.outputs) != 1:
             continue
-        rule = _RULES.get(node.op_type)
         output = node.outputs[0]
-        if rule is None or output.dtype not in _INTEGERS:
-            continue
-        if node.op_type in {"Shape", "Size"}:
-            inputs: list[Partial] = []
-        else:
-            inputs = [_partial(value, known) for value in node.inputs]
-            if any(array is None for value, array in zip(node.inputs, inputs, strict=True) if value is not None):
-                continue
-        result = rule(node, inputs)
-        if result is None or result.size > _ELEMENTS:
+        if is_op(node, "Reshape") and len(node.inputs) == 2 and node.inputs[1] in known:
+            target = _reshape_target(node, known[node.inputs[1]])
+            if target is not None:
+                shape = new_initializer(model, graph, f"{output.name}_shape", np.array(target, dtype=np.int64))
+                node.replace_input_with(1, shape)
+                changes["{n} Reshape node{s} given a constant shape"] += 1
+        result = _evaluate(node, known)
+        if result is None:
             continue
         known[output] = result
-        if any(item is None for item in result.reshape(-1)) or output.is_graph_output() or not output.name:
+        numbers = _integers(result)
+        if numbers is None or output.is_graph_output() or not output.name:
             continue
-        tensor = ir.tensor(np.array(result, dtype=_INTEGERS[output.dtype]), name=output.name)
+        array = np.array(numbers, dtype=_INTEGERS[output.dtype]).reshape(result.shape)
+        tensor = ir.tensor(array, name=output.name)
         value = ir.Value(
-            name=output.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=output.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         output.replace_all_uses_with(value)
         graph.remove(node, safe=True)
         graph.register_initializer(value)
         changes["{n} node{s} of shape arithmetic folded"] += 1
     return changes
+
+
+def _evaluate(node: ir.Node, known: dict[ir.Value, Partial]) -> Partial | None:
+    rule = _RULES.get(node.op_type)
+    if rule is None or node.outputs[0].dtype not in _INTEGERS:
+        return None
+    inputs: list[Partial] = []
+    if node.op_type not in {"Shape", "Size"}:
+        inputs = [_partial(value, known) for value in node.inputs]
+        if any(array is None for value, array in zip(node.inputs, inputs, strict=True) if value is not None):
+            return None
+    result = rule(node, inputs)
+    return None if result is None or result.size > _ELEMENTS else result
+
+
+def _reshape_target(node: ir.Node, wanted: Partial) -> list[int] | None:
+    """The constant that can stand for a partly known target shape, or None if two or more elements stay open."""
+    if wanted.ndim != 1 or _attribute(node, "allowzero", 0):
+        return None
+    data = node.inputs[0]
+    dimensions = _dimensions(data.shape) if data is not None and data.shape is not None else []
+    target = []
+    for index, item in enumerate(wanted):
+        repeats = isinstance(item, str) and index < len(dimensions) and dimensions[index] == item
+        target.append(item if isinstance(item, int) else 0 if repeats else -1)
+    return target if target.count(-1) <= 1 else None
+
+
+def _dimensions(shape: ir.Shape) -> list[int | str | None]:
+    """The elements of a shape; None also for placeholder names, which say nothing about equality."""
+    items: list[int | str | None] = []
+    for dimension in shape:
+        if isinstance(dimension, int):
+            items.append(dimension if dimension >= 0 else None)
+        else:
+            items.append(dimension.value if dimension.value and dimension.value not in {"?", "-1", "None"} else None)
+    return items
 
 
 def _partial(value: ir.Value | None, known: dict[ir.Value, Partial]) -> Partial | None:
@@ -84,7 +124,7 @@ def _objects(items: Any, shape: Sequence[int]) -> Partial:
 
 def _integers(array: Partial | None) -> list[int] | None:
     """The elements if all are known."""
-    if array is None or any(item is None for item in array.reshape(-1)):
+    if array is None or any(not isinstance(item, int) for item in array.reshape(-1)):
         return None
     return [int(item) for item in array.reshape(-1)]
 
@@ -99,8 +139,8 @@ def _shape(node: ir.Node, _: list[Partial]) -> Partial | None:
     if value is None or value.shape is None:
         return None
     end = node.attributes.get("end")
-    dimensions = list(value.shape)[_attribute(node, "start", 0) : None if end is None else end.as_int()]
-    return _objects([d if isinstance(d, int) and d >= 0 else None for d in dimensions], (len(dimensions),))
+    dimensions = _dimensions(value.shape)[_attribute(node, "start", 0) : None if end is None else end.as_int()]
+    return _objects(dimensions, (len(dimensions),))
 
 
 def _size(node: ir.Node, _: list[Partial]) -> Partial | None:
@@ -110,8 +150,14 @@ def _size(node: ir.Node, _: list[Partial]) -> Partial | None:
     return _objects([int(np.prod(value.shape.numpy(), dtype=np.int64))], ())
 
 
-def _same(node: ir.Node, inputs: list[Partial]) -> Partial:
+def _same(_: ir.Node, inputs: list[Partial]) -> Partial:
     return inputs[0]
+
+
+def _cast(node: ir.Node, inputs: list[Partial]) -> Partial | None:
+    bounds = np.iinfo(_INTEGERS[node.outputs[0].dtype])
+    items = [item for item in inputs[0].reshape(-1) if isinstance(item, int)]
+    return inputs[0] if all(bounds.min <= item <= bounds.max for item in items) else None
 
 
 def _gather(node: ir.Node, inputs: list[Partial]) -> Partial | None:
@@ -125,7 +171,7 @@ def _gather(node: ir.Node, inputs: list[Partial]) -> Partial | None:
     return np.asarray(np.take(inputs[0], np.array(indices, dtype=np.int64).reshape(inputs[1].shape), axis=axis), object)
 
 
-def _slice(node: ir.Node, inputs: list[Partial]) -> Partial | None:
+def _slice(_: ir.Node, inputs: list[Partial]) -> Partial | None:
     bounds = [_integers(array) for array in inputs[1:]]
     if len(bounds) < 2 or any(b is None for b, a in zip(bounds, inputs[1:], strict=True) if a is not None):
         return None
@@ -137,6 +183,8 @@ def _slice(node: ir.Node, inputs: list[Partial]) -> Partial | None:
         if step == 0 or not -inputs[0].ndim <= axis < inputs[0].ndim:
             return None
         length = inputs[0].shape[axis]
+        if step < 0 and start < -length:
+            return None
         # ONNX clamps an end below -length to "before the first", which Python writes as None.
         last: int | None = None if step < 0 and end < -length else end
         index[axis] = slice(start, last, step)
@@ -185,10 +233,10 @@ def _transpose(node: ir.Node, inputs: list[Partial]) -> Partial:
 def _elementwise(function: Callable[[int, int], int | None]) -> Callable[[ir.Node, list[Partial]], Partial | None]:
     def rule(node: ir.Node, inputs: list[Partial]) -> Partial | None:
         left, right = np.broadcast_arrays(inputs[0], inputs[1])
-        bounds = np.iinfo(_INTEGERS[node.outputs[0].dtype or ir.DataType.INT64])
+        bounds = np.iinfo(_INTEGERS[node.outputs[0].dtype])
         items: list[int | None] = []
         for a, b in zip(left.reshape(-1), right.reshape(-1), strict=True):
-            item = None if a is None or b is None else function(a, b)
+            item = function(a, b) if isinstance(a, int) and isinstance(b, int) else None
             if item is not None and not bounds.min <= item <= bounds.max:
                 return None  # engines wrap around; leave that to them
             items.append(item)
@@ -208,7 +256,7 @@ _RULES: dict[str, Callable[[ir.Node, list[Partial]], Partial | None]] = {
     "Shape": _shape,
     "Size": _size,
     "Identity": _same,
-    "Cast": _same,
+    "Cast": _cast,
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,

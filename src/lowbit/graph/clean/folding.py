@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from lowbit.graph.clean.opset import opset_of
-from lowbit.graph.clean.values import all_nodes, constant, is_op
+from lowbit.graph.clean.values import all_nodes, constant
 
 __all__ = ["fold_constants"]
 
@@ -84,7 +84,9 @@ def _constant_inputs(node: ir.Node) -> list[np.ndarray | None] | None:
     """The input arrays, None for an absent optional input; or None if the node must not or cannot be folded."""
     if node.domain not in {"", "ai.onnx"} or node.op_type in _KEPT or not node.inputs:
         return None
-    if any(attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values()):
+    if any(
+        attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values()
+    ):
         return None
     if any(output.is_graph_output() or not output.name for output in node.outputs):
         return None
@@ -110,7 +112,9 @@ def _affordable(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> b
     for value, array in zip(node.inputs, arrays, strict=True):
         if value is None or array is None or value.name is None:
             continue
-        types[value.name] = onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        types[value.name] = onnx.helper.make_tensor_type_proto(
+            onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
         if array.size <= _SHAPE_ELEMENTS:
             data[value.name] = onnx.numpy_helper.from_array(array, value.name)
         if all(usage.node is node for usage in value.uses()) and not value.is_graph_output():
@@ -122,14 +126,14 @@ def _affordable(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> b
         )
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError):
         return False
-    total = 0
+    total = 0.0
     for output in node.outputs:
         tensor = found[output.name].tensor_type if output.name in found else None
         if tensor is None or not tensor.HasField("shape") or ir.DataType(tensor.elem_type) not in _DTYPES:
             return False
         if any(not dimension.HasField("dim_value") for dimension in tensor.shape.dim):
             return False
-        size = int(np.prod([dimension.dim_value for dimension in tensor.shape.dim], dtype=np.float64))
+        size = float(np.prod([dimension.dim_value for dimension in tensor.shape.dim], dtype=np.float64))
         total += size * ir.DataType(tensor.elem_type).itemsize
     return total <= max(_FREE_BYTES, freed)
 

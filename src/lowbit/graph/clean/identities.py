@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
-from lowbit.graph.clean.values import all_nodes, constant, is_op, replace_value
+from lowbit.graph.clean.values import all_nodes, constant, replace_value
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["remove_identities"]
 

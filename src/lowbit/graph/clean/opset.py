@@ -7,6 +7,7 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from lowbit.exceptions import ModelError
+from lowbit.graph.clean.shapes import annotate_shapes, graph_protos
 from lowbit.graph.clean.weightless import restore_weights, weightless_proto
 
 __all__ = ["opset_of", "raise_opset"]
@@ -35,6 +36,8 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
         return _with_ir_version(model.clone())
     try:
         proto = onnx.version_converter.convert_version(weightless_proto(model), version)
+        for graph in graph_protos(proto.graph):
+            del graph.value_info[:]  # the converter writes entries without a shape, which are not valid
         onnx.checker.check_model(proto)
         converted = ir.from_proto(proto)
     except Exception as error:  # the C++ converter throws many types; each means the same to the caller
@@ -50,6 +53,7 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
             converted.opset_imports.setdefault(domain, number)
     converted.metadata_props.update(model.metadata_props)
     converted.producer_name, converted.producer_version = model.producer_name, model.producer_version
+    annotate_shapes(converted)
     return _with_ir_version(converted)
 
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from lowbit.graph.clean.weightless import weightless_proto
 
-__all__ = ["annotate_shapes", "infer_shapes"]
+__all__ = ["annotate_shapes", "graph_protos", "infer_shapes"]
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:
@@ -31,13 +31,13 @@ def annotate_shapes(model: ir.Model) -> str:
         Why inference failed, or an empty string.
     """
     proto = weightless_proto(model)
-    for graph in _graphs(proto.graph):
-        del graph.value_info[:]
+    for graph_proto in graph_protos(proto.graph):
+        del graph_proto.value_info[:]
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         return str(error).strip().splitlines()[0]
-    for graph, source in zip(_ordered_graphs(model.graph), _graphs(inferred.graph), strict=True):
+    for graph, source in zip(_ordered_graphs(model.graph), graph_protos(inferred.graph), strict=True):
         found = {info.name: info.type for info in (*source.value_info, *source.output)}
         for node in graph:
             for value in node.outputs:
@@ -45,7 +45,7 @@ def annotate_shapes(model: ir.Model) -> str:
                     _annotate(value, found[value.name])
         for value in graph.initializers.values():
             if value.const_value is not None:
-                value.shape = ir.Shape(value.const_value.shape)
+                value.shape = ir.Shape(value.const_value.shape.numpy())
                 value.type = ir.TensorType(value.const_value.dtype)
     return ""
 
@@ -57,31 +57,29 @@ def _annotate(value: ir.Value, proto: onnx.TypeProto) -> None:
         value.type = inferred_type
     if inferred_shape is None:
         return
-    if value.shape is None or len(value.shape) != len(inferred_shape):
+    declared = value.shape
+    if not value.is_graph_output() or declared is None or len(declared) != len(inferred_shape):
+        # NOTE: names of unknown dimensions are taken from this inference too: they are equal only within one run.
         value.shape = inferred_shape
         return
-    # The file's names of unknown dimensions say more than generated ones; its numbers are not trusted.
-    value.shape = ir.Shape(
-        [
-            known if isinstance(guess, ir.SymbolicDim) and isinstance(known, ir.SymbolicDim) and known.value else guess
-            for known, guess in zip(value.shape, inferred_shape, strict=True)
-        ]
-    )
+    named = zip(declared, inferred_shape, strict=True)
+    value.shape = ir.Shape([old if isinstance(new, ir.SymbolicDim) else new for old, new in named])
 
 
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+def graph_protos(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """Return a graph and its subgraphs, each before its own subgraphs."""
     found = [graph]
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                found += _graphs(attribute.g)
+                found += graph_protos(attribute.g)
             for child in attribute.graphs:
-                found += _graphs(child)
+                found += graph_protos(child)
     return found
 
 
 def _ordered_graphs(graph: ir.Graph) -> list[ir.Graph]:
-    """The graphs in the order of `_graphs`, to pair them up."""
+    """The graphs in the order of `graph_protos`, to pair them up."""
     found = [graph]
     for node in graph:
         for attribute in node.attributes.values():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from lowbit.graph.clean.values import all_nodes, is_op, replace_value
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["cancel_transposes"]
 

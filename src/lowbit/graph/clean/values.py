@@ -98,6 +98,8 @@ def replace_value(old: ir.Value, new: ir.Value) -> bool:
     if producer is None or old.graph is not producer.graph or new.is_graph_output():
         return False
     name = old.name
+    if old.shape is not None:
+        new.shape = old.shape  # the names of the model's own output dimensions
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     # The caller removes the producer of `old`, so that the borrowed name is free again at once.
     old.name = f"{name}/replaced"

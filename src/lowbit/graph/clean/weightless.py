@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import onnx
+from typing import TYPE_CHECKING
+
 import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["restore_weights", "weightless_proto"]
 
@@ -26,7 +30,7 @@ def weightless_proto(model: ir.Model) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is None or tensor.nbytes <= _KEPT_BYTES:
             continue
-        value.shape = ir.Shape(tensor.shape)
+        value.shape = ir.Shape(tensor.shape.numpy())
         value.type = ir.TensorType(tensor.dtype)
         graph.initializers.pop(value.name or "")
         if not value.is_graph_input():
