@@ -207,11 +207,10 @@ def coarsened(counts: npt.NDArray[np.int64], start: int, levels: int) -> tuple[n
     """Return counts and first index after joining `2**levels` neighbouring bins. `[n] int64 -> [m <= n] int64`."""
     if not levels or not counts.size:
         return counts, start
-    coarse_start = start >> levels
-    first = start - (coarse_start << levels)
-    index = (first + np.arange(counts.size)) >> levels
-    joints = np.flatnonzero(np.diff(index, prepend=-1))
-    return np.add.reduceat(counts, joints), coarse_start
+    # Every index is below 2**62, so larger shifts change nothing, and int64 could not make them.
+    index = (start + np.arange(counts.size, dtype=np.int64)) >> min(levels, 62)
+    joints = np.flatnonzero(np.diff(index, prepend=index[0] - 1))
+    return np.add.reduceat(counts, joints), int(index[0])
 
 
 def histogram_to_arrays(state: Histogram) -> dict[str, npt.NDArray[Any]]:
