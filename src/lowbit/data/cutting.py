@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.data.fitting import convert, fits, misfit
+from lowbit.data.fitting import convert, fits, is_floating, misfit
 from lowbit.exceptions import DataError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def cut_item(item: Item, inputs: Sequence[InputSpec], layout: BatchLayout) -> Cu
     pieces = [_piece(item, spec, layout.axes[spec.name]) for spec in inputs]
     counts = {piece.spec.name: piece.count for piece in pieces if piece.count is not None}
     samples = max(counts.values(), default=1) if 0 not in counts.values() else 0
-    notes = list(item.notes)
+    notes = [*item.notes, *(note for piece in pieces for note in _unscaled(piece, item))]
     for position, piece in enumerate(pieces):
         if piece.count is None or piece.count == samples:
             if piece.mode == "same" and piece.spec.shape and samples > 1:
@@ -118,6 +118,14 @@ def cut_item(item: Item, inputs: Sequence[InputSpec], layout: BatchLayout) -> Cu
 
 def _shared(piece: _Piece) -> str:
     return f"the array {list(piece.array.shape)} for the input {piece.spec.name!r} is fed as it is to every sample"
+
+
+def _unscaled(piece: _Piece, item: Item) -> Iterator[str]:
+    if piece.array.dtype.kind in "iu" and is_floating(piece.spec.dtype):
+        yield (
+            f"the {piece.array.dtype} values of {item.given[piece.spec.name]!r} are fed as {piece.spec.dtype} without "
+            "scaling"
+        )
 
 
 def _piece(item: Item, spec: InputSpec, axis: int | None) -> _Piece:

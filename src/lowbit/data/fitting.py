@@ -70,7 +70,9 @@ def _remedy(shape: tuple[int, ...], dims: tuple[Dim, ...], axis: int | None) -> 
 
 
 def convert(array: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
-    """Return the array in the input's element type, contiguous, after checking that its values survive.
+    """Return a copy in the input's element type after checking that its values survive.
+
+    The copy is contiguous and writable, so that a consumer may change a feed without changing the next pass.
 
     Precision of floating-point data may be rounded (float64 to float32); any other change of a value is refused.
 
@@ -89,7 +91,7 @@ def convert(array: NDArray[Any], spec: InputSpec, where: str) -> NDArray[Any]:
         )
     if array.dtype != spec.dtype:
         array = _cast(array, spec, where, floating=floating)
-    return np.ascontiguousarray(array) if array.ndim else array
+    return np.array(array, order="C")
 
 
 def _cast(array: NDArray[Any], spec: InputSpec, where: str, *, floating: bool) -> NDArray[Any]:

@@ -82,9 +82,9 @@ def bind_value(value: object, inputs: Sequence[InputSpec], name: str) -> Item:
         DataError: The element cannot be matched.
     """
     labels: object = None
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and value and _is_structured(value[0]):
+    if isinstance(value, tuple | list) and value and (len(inputs) > 1 or _is_structured(value[0])):
         parts = list(value)
-        nested = isinstance(parts[0], Mapping | tuple | list)
+        nested = isinstance(parts[0], Mapping) or (isinstance(parts[0], tuple | list) and _is_structured(parts[0]))
         if len(parts) == (2 if nested else len(inputs) + 1):
             labels = parts.pop()
         value = parts[0] if nested and len(parts) == 1 else parts
@@ -141,4 +141,5 @@ def _is_structured(first: object) -> bool:
     """Whether a sequence that starts so is a tuple of arrays and not a nested list of numbers."""
     if isinstance(first, tuple | list):
         return bool(first) and _is_structured(first[0])
-    return isinstance(first, Mapping | LazyArray) or hasattr(first, "shape")
+    foreign: Any = first
+    return isinstance(first, Mapping) or (hasattr(first, "shape") and len(foreign.shape) > 0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from lowbit.data.fitting import convert, fits, misfit
+from lowbit.data.inputs import batch_layout
 from lowbit.data.lazy_array import reading
 from lowbit.data.source import Notes, Source
 from lowbit.exceptions import DataError
@@ -68,6 +69,7 @@ class PictureSource(Source):
         self._prefix = f"{inside}/" if inside else ""
         self._zipped = path.is_file()
         self._spec = spec
+        self._free = batch_layout([spec]).axes[spec.name]
         self._preprocessing = preprocessing
         files = self._list()
         self._files = sorted(name for name in files if is_picture(name))
@@ -106,11 +108,10 @@ class PictureSource(Source):
                 with reading(where):
                     content = (self._root / file).read_bytes() if archive is None else self._member(archive, file)
                 array = load_picture(content, self._preprocessing, where)
-                if not fits(array.shape, self._spec.shape):
-                    raise misfit(
-                        array.shape, array.dtype, self._spec, f"the preprocessed picture {where!r} is", axis=None
-                    )
-                yield {self._spec.name: convert(array, self._spec, f"the preprocessed picture {where!r} is")}
+                what = f"the preprocessed picture {where!r}"
+                if not fits(array.shape, self._spec.shape, free=self._free):
+                    raise misfit(array.shape, array.dtype, self._spec, f"{what} is", axis=self._free)
+                yield {self._spec.name: convert(array, self._spec, what)}
 
     def close(self) -> None:
         """Nothing is held open."""

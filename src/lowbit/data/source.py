@@ -25,8 +25,8 @@ __all__ = ["ItemSource", "Notes", "Source", "join_labels"]
 class Notes:
     """What was assumed about the data, each thing once, in the order it was met."""
 
-    def __init__(self) -> None:
-        self._notes: dict[str, None] = {}
+    def __init__(self, *notes: str) -> None:
+        self._notes: dict[str, None] = dict.fromkeys(notes)
 
     def add(self, *notes: str) -> None:
         """Remember notes."""

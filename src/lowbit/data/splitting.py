@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lowbit.exceptions import RecipeError
 
 if TYPE_CHECKING:
@@ -19,8 +17,8 @@ def split_calibration(dataset: Dataset, *, calibration: float = 128, seed: int =
 
     Args:
         dataset: All samples.
-        calibration: How many samples calibrate, or, below 1, which fraction. A number is cut
-            to half of the samples, with a warning.
+        calibration: How many samples calibrate, or, below 1, which fraction. A number above half
+            of the samples is cut to that half, with a warning.
         seed: Chooses which.
 
     Returns:
@@ -35,14 +33,14 @@ def split_calibration(dataset: Dataset, *, calibration: float = 128, seed: int =
             f"{calibration} calibration samples were asked for", remedy="give a whole number, or a fraction below 1"
         )
     count = dataset.count()
-    if count == 1:
-        warned = dataset.warned("there is one sample: quality is measured on the data that calibrated the model")
+    if count < 2 * dataset.unit:
+        warned = dataset.warned("there is one batch of data: quality is measured on what calibrated the model")
         return warned, warned
-    wanted = max(round(calibration * count), 1) if calibration < 1 else int(calibration)
-    size = min(wanted, count // 2) if calibration >= 1 else min(wanted, count - 1)
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    chosen, rest = dataset.select(order[:size]), dataset.select(order[size:])
+    if calibration < 1:
+        return dataset.split(calibration, seed=seed)
+    wanted = int(calibration)
+    size = min(wanted, count // 2)
+    chosen, rest = dataset.split_at(size, seed=seed)
     if size < wanted:
-        note = f"only {size} of {count} samples calibrate, not {wanted}: at least half are kept for verification"
-        chosen = chosen.warned(note)
+        chosen = chosen.warned(f"{size} of {count} samples calibrate, not {wanted}: half are kept for verification")
     return chosen, rest

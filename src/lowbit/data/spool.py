@@ -13,6 +13,7 @@ import numpy as np
 
 from lowbit.data.item import Item
 from lowbit.data.lazy_array import LazyArray, MemoryArray, reading
+from lowbit.exceptions import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,8 @@ class Spool:
 
     def __init__(self, items: Iterator[Item]) -> None:
         self._items = items
+        self._broken = False
+        self._closed = False
         self._entries: list[_Entry] = []
         self._directory: Path | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -49,19 +52,35 @@ class Spool:
         position = 0
         while True:
             if position < len(self._entries):
+                self._check()
                 yield self._replay(position)
             else:
+                self._check()
+                self._broken = True  # until the item is safely stored: a generator that raised cannot go on
                 item = next(self._items, None)
+                if item is not None:
+                    self._write(item)
+                self._broken = False
                 if item is None:
                     return
-                self._write(item)
                 yield item
             position += 1
 
     def close(self) -> None:
-        """Delete the temporary directory."""
+        """Delete the temporary directory; the items cannot be read any more."""
+        self._closed = True
         if self._finalizer is not None:
             self._finalizer()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise DataError("the data were closed", remedy="open them again, with a fresh generator")
+        if self._broken:
+            raise DataError(
+                "the data stream broke off on an earlier pass",
+                cause="it raised an error, or was interrupted, and cannot be resumed",
+                remedy="open the data again, with a fresh generator",
+            )
 
     def _write(self, item: Item) -> None:
         if self._directory is None:
