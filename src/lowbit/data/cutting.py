@@ -70,7 +70,7 @@ class Cut:
         streams = [_stream(piece, indices) for piece in self.pieces]
         try:
             for index in indices:
-                where = f"sample {first + index} of {self.name}"
+                where = f"sample {index} of {self.name}" + (f" (number {first + index} of all)" if first else "")
                 yield {
                     piece.spec.name: convert(next(stream), piece.spec, where)
                     for piece, stream in zip(self.pieces, streams, strict=True)

@@ -206,7 +206,9 @@ def _open_value(source: object, inputs: Sequence[InputSpec], limit: int | None, 
         return ItemSource(openers, inputs, name="the data")
     if isinstance(source, Iterable):
         return spooled(source, inputs, name="the data", limit=limit)
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):  # a map-style data set, as PyTorch's
+    if (
+        hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, type)
+    ):  # a map-style data set, as PyTorch's
         return spooled(_elements(foreign), inputs, name="the data", limit=limit)
     if callable(source):
         return checked_calls(foreign, inputs, name="the data", limit=limit)
