@@ -48,6 +48,7 @@ def histogram_data(histogram: TensorHistogram) -> dict[str, Any]:
         "high": _finite(histogram.high),
         "step": _finite(histogram.step) or 0.0,
         "texts": {
+            "tensor": histogram.tensor,
             "format": histogram.format,
             "range": f"{number_text(histogram.low)} to {number_text(histogram.high)}",
             "step": number_text(histogram.step),

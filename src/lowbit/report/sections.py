@@ -149,6 +149,7 @@ def histograms_section(histograms: Sequence[TensorHistogram]) -> Markup:
         )
         options.append(element("optgroup", *inside, label=kind))
     stats = (
+        ("tensor", "tensor"),
         ("format", "format"),
         ("range", "grid"),
         ("step", "step"),
@@ -169,7 +170,10 @@ def histograms_section(histograms: Sequence[TensorHistogram]) -> Markup:
         ),
         element(
             "dl",
-            *(element("div", element("dt", label), element("dd", id=f"histogram-{key}")) for key, label in stats),
+            *(
+                element("div", element("dt", label), element("dd", id=f"histogram-{key}"), class_=key)
+                for key, label in stats
+            ),
             class_="stats",
         ),
         element("div", id="histogram-chart", class_="chart", role="img", aria_label="histogram of the tensor"),
@@ -200,7 +204,11 @@ def sites_section(plan: Plan, verification: Verification) -> Markup:
         "tr",
         *(element("th", element("button", name, type="button"), scope="col", class_=kind) for name, kind in columns),
     )
-    rows = (_site_row(site, qualities.get(site.node), site.node in unfused) for site in plan.sites)
+    measured = bool(verification.kernels)
+    rows = (
+        _site_row(site, qualities.get(site.node), measured=measured, unfused=site.node in unfused)
+        for site in plan.sites
+    )
     present = [name for name in EXECUTIONS if any(site.execution == name for site in plan.sites)]
     options = (element("option", f"runs: {name}", value=name) for name in present)
     return _section(
@@ -252,6 +260,8 @@ def kernels_section(verification: Verification) -> Markup:
         f"{verification.integer_kernels} of {sum(after.values())} operators compute in integers; "
         f"{verification.planned_integer} were planned to."
     )
+    if not after:
+        return _section("Kernels in the engine", f"{verification.engine} was not asked which kernels it runs.")
     if verification.unfused:
         aside = join(
             element("h3", "Planned in integers, run in float"),
@@ -284,14 +294,19 @@ def _section(title: str, lead: str, *children: str) -> Markup:
     return element("section", element("h2", title), element("p", lead, class_="lead") if lead else Markup(), *children)
 
 
-def _site_row(site: SitePlan, quality: LayerQuality | None, unfused: bool) -> Markup:
+def _site_row(site: SitePlan, quality: LayerQuality | None, *, measured: bool, unfused: bool) -> Markup:
     predicted, speedup = NOTHING, None
     if site.predicted_us is not None:
         predicted = microseconds_text(site.predicted_us)
         if site.predicted_float_us is not None and site.predicted_us > 0:
             speedup = site.predicted_float_us / site.predicted_us
     integer = site.execution in ("static", "dynamic")
-    engine = ("float instead", "poor") if unfused else ("integer", "") if integer else ("as planned", "quiet")
+    if not measured:
+        engine = (NOTHING, "quiet")
+    elif unfused:
+        engine = ("float instead", "poor")
+    else:
+        engine = ("integer", "") if integer else ("as planned", "quiet")
     sqnr = None if quality is None else layer_db(quality)
     formats = [
         element("small", f"{letter} {form}")

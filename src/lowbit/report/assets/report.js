@@ -19,7 +19,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("quiet") },
       margin: { l: 56, r: 12, t: 36, b: 48 },
-      hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("rule"), font: { color: colour("ink"), size: 13 }, align: "left", namelength: -1 },
+      hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("rule"), font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 13 }, align: "left", namelength: -1 },
       legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", xanchor: "left" },
       // On a touch screen a drag must scroll the page, not zoom the chart.
       dragmode: LOW_POWER ? false : "zoom"
@@ -100,7 +100,7 @@
       shapes.push({ type: "rect", xref: "x", yref: "paper", x0: x0, x1: x1, y0: 0, y1: 1, fillcolor: colour("clip"), line: { width: 0 }, layer: "below" });
     }
     function line(x, paint, width, dash) {
-      shapes.push({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, layer: "below", line: { color: paint, width: width, dash: dash } });
+      shapes.push({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, layer: "above", line: { color: paint, width: width, dash: dash } });
     }
     if (item.low === null || item.high === null) { return { shapes: shapes, visible: 0 }; }
     if (view[0] < item.low) { band(view[0], item.low); }
@@ -110,7 +110,7 @@
       var first = Math.max(0, Math.ceil((view[0] - item.low) / item.step - 1e-6));
       var last = Math.floor((Math.min(view[1], item.high) - item.low) / item.step + 1e-6);
       visible = Math.max(0, last - first + 1);
-      for (var k = first; visible <= MAX_GRID_LINES && k <= last; k += 1) { line(item.low + k * item.step, colour("rule"), 1, "solid"); }
+      for (var k = first; visible <= MAX_GRID_LINES && k <= last; k += 1) { line(item.low + k * item.step, colour("step"), 1, "solid"); }
     }
     line(item.low, colour("poor"), 1.5, "dash");
     line(item.high, colour("poor"), 1.5, "dash");
@@ -150,7 +150,7 @@
       bargap: 0, showlegend: false, shapes: grid.shapes, margin: { l: 64, r: 12, t: 12, b: 48 }
     }), CONFIG);
     sayGrid(grid.visible);
-    ["format", "range", "step", "below", "above"].forEach(function (key) {
+    ["tensor", "format", "range", "step", "below", "above"].forEach(function (key) {
       document.getElementById("histogram-" + key).textContent = item.texts[key];
     });
     document.getElementById("histogram-previous").disabled = picker.selectedIndex === 0;
