@@ -6,10 +6,14 @@ from pathlib import Path
 
 from benchmarks.zoo.assets import data_folder
 from benchmarks.zoo.case import Case, Loader, ZooError
+from benchmarks.zoo.crepe import load_crepe_tiny
 from benchmarks.zoo.efficientnet import load_efficientnet_lite0
+from benchmarks.zoo.fastestdet import load_fastestdet
+from benchmarks.zoo.magika_bytes import load_magika
 from benchmarks.zoo.minilm import load_minilm
 from benchmarks.zoo.mlperf_tiny import load_keyword_spotting, load_resnet8_cifar10
 from benchmarks.zoo.ppocr import load_ppocr_cls, load_ppocr_det, load_ppocr_rec
+from benchmarks.zoo.silero import load_silero_vad, load_silero_vad_16k
 
 __all__ = ["DEFAULT_CACHE", "LOADERS", "Case", "ZooError", "load_case"]
 
@@ -23,6 +27,11 @@ LOADERS: dict[str, Loader] = {
     "ppocr_cls": load_ppocr_cls,
     "ppocr_det": load_ppocr_det,
     "minilm": load_minilm,
+    "fastestdet": load_fastestdet,
+    "silero_vad": load_silero_vad,
+    "silero_vad_16k": load_silero_vad_16k,
+    "crepe_tiny": load_crepe_tiny,
+    "magika": load_magika,
 }
 
 
