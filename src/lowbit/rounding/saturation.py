@@ -127,7 +127,8 @@ def make_safe(
         Codes `[K, N]` int8, scale `[N]` float32, and what was done.
 
     Raises:
-        FormatError: The shapes do not match, or the activation codes are not a range of uint8.
+        FormatError: The shapes do not match, a weight is NaN or infinite, or the activation codes are not a range of
+            uint8.
     """
     _check_activation(activation_low, activation_high)
     scale = np.asarray(scale, dtype=np.float32)
@@ -135,6 +136,8 @@ def make_safe(
         raise FormatError(
             f"A scale of shape {scale.shape} does not fit weights of shape {weight_kn.shape}", remedy=_REMEDY
         )
+    if not np.isfinite(weight_kn).all():
+        raise FormatError("The weight holds NaN or infinity", remedy="Check the model: it was not trained to the end")
     limits = _Limits(
         lowest=-127 if narrow else -128,
         # Codes of opposite sign never add up to a hazard (255 * 128 fits), so that the sums below decide alone.
@@ -143,7 +146,8 @@ def make_safe(
     )
     codes = _round(weight_kn, scale, limits)
     found = hazards(codes, activation_low, activation_high)
-    error_before = _squared_error(weight_kn, codes, scale).sum()
+    unit = scale.astype(np.float64) ** 2
+    error_before = (_squared_error(weight_kn, codes, scale, scale) * unit).sum()
     safe_scale = scale.copy()
     clipped = scaled = both = 0
     offending = np.flatnonzero(found.any(axis=0))
@@ -165,7 +169,7 @@ def make_safe(
         scaled=scaled,
         scaled_and_clipped=both,
         error_before=float(error_before),
-        error_after=float(_squared_error(weight_kn, codes, safe_scale).sum()),
+        error_after=float((_squared_error(weight_kn, codes, safe_scale, scale) * unit).sum()),
     )
     return codes, safe_scale, report
 
@@ -192,12 +196,11 @@ def _round(weight: NDArray[np.float32], scale: NDArray[np.float32], limits: _Lim
 
 
 def _squared_error(
-    weight: NDArray[np.float32], codes: NDArray[np.int8], scale: NDArray[np.float32]
+    weight: NDArray[np.float32], codes: NDArray[np.int8], scale: NDArray[np.float32], unit: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return the squared error of each channel, `[N]`."""
-    difference = codes.astype(np.float32)
-    difference *= scale
-    difference -= weight
+    """Return the squared error of each channel, `[N]`, in squared units `[N]`, so that nothing over- or underflows."""
+    difference = codes * (scale / unit)
+    difference -= weight / unit
     error: NDArray[np.float64] = np.square(difference, out=difference).sum(axis=0, dtype=np.float64)
     return error
 
@@ -214,7 +217,7 @@ def _repair(
     for fraction in np.linspace(0.0, 1.0, _STEPS + 1):
         trial = (scale * (1.0 + fraction * (sufficient - 1.0))).astype(np.float32)
         codes, clipped = _clip_pairs(weight, trial, limits)
-        error = _squared_error(weight, codes, trial)
+        error = _squared_error(weight, codes, trial, scale)
         better = error < best_error
         best_codes[:, better] = codes[:, better]
         best_scale[better], best_error[better] = trial[better], error[better]

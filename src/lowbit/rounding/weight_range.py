@@ -124,7 +124,9 @@ def _least_squares(
             part = rows[:, start : start + _CACHED]
             difference = fake_quantize(part, parameters, fmt)
             difference -= part
-            error += np.square(difference, out=difference).sum(axis=1, dtype=np.float64)
+            # Beyond 1e19 the square overflows: then no candidate is better, and the full range stays.
+            with np.errstate(over="ignore", under="ignore"):
+                error += np.square(difference, out=difference).sum(axis=1, dtype=np.float64)
         better = error < best_error
         best_error[better] = error[better]
         best_factor[better] = factor
