@@ -40,7 +40,14 @@ def load_model(source: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
             missing, too short, or lie outside the model's folder.
     """
     if isinstance(source, ir.Model):
-        model = source.clone()
+        try:
+            model = source.clone()
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                "The model is not a valid ONNX graph",
+                cause=_first_line(_root_cause(error)),
+                remedy="Every value must be produced before the node that reads it",
+            ) from error
         for tensor in _tensors(model):
             if isinstance(tensor, ir.ExternalTensor):
                 _check_external(tensor, Path(tensor.base_dir))
@@ -98,6 +105,7 @@ def _from_proto(proto: onnx.ModelProto, label: str, folder: Path | None) -> ir.M
             _densify(graph, label)
     try:
         model = ir.from_proto(proto)
+        model.graph.sort()  # engines accept nodes in any order; everything else here relies on it
     except Exception as error:  # onnx_ir raises many types on malformed graphs; none may leak
         raise ModelError(f"{label} is not a valid ONNX graph", cause=_first_line(_root_cause(error))) from error
     for tensor in _tensors(model):

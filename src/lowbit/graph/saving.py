@@ -145,7 +145,6 @@ def _written(path: Path) -> Iterator[_Staged]:
                 backups.append((backup, final))
             temporary.replace(final)
             committed.append(final)
-        _sync_folder(path.parent)
     except BaseException as error:
         for final in committed:
             if final != path:
@@ -161,6 +160,7 @@ def _written(path: Path) -> Iterator[_Staged]:
             temporary.unlink(missing_ok=True)
         for backup, _ in backups:
             backup.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def _write_weights(model: ir.Model, file: IO[bytes], location: str) -> None:
@@ -185,13 +185,13 @@ def _write_tensor(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows cannot open a folder; NTFS journals the rename itself
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make the renames survive a power failure, where the system can: the files themselves are complete already."""
+    with contextlib.suppress(OSError):  # Windows cannot open a folder, and some network file systems not sync one
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:
