@@ -10,7 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from lowbit.exceptions import OutputError
-from lowbit.report import sections
+from lowbit.report import operators, overview, quality
 from lowbit.report.charts import histogram_data, layers_data
 from lowbit.report.markup import Markup, embedded_json, join
 
@@ -63,15 +63,15 @@ def render_report(
     from plotly.offline import get_plotlyjs
 
     body = join(
-        sections.headline_section(title, plan, verification),
-        sections.warnings_section(plan, verification),
-        sections.comparison_section(plan, verification),
-        sections.layers_section(verification.layers),
-        sections.histograms_section(histograms),
-        sections.reasons_section(plan),
-        sections.sites_section(plan, verification),
-        sections.kernels_section(verification),
-        sections.provenance_section(plan, provenance),
+        overview.headline_section(title, plan, verification),
+        overview.warnings_section(plan, verification),
+        overview.comparison_section(plan, verification),
+        quality.layers_section(verification.layers),
+        quality.histograms_section(histograms),
+        overview.reasons_section(plan),
+        operators.sites_section(plan, verification),
+        operators.kernels_section(verification),
+        overview.provenance_section(plan, provenance),
     )
     data = {
         "layers": layers_data(verification.layers),

@@ -6,7 +6,7 @@ import html
 import json
 from typing import Any
 
-__all__ = ["Markup", "element", "embedded_json", "join"]
+__all__ = ["Markup", "element", "embedded_json", "join", "section"]
 
 
 class Markup(str):
@@ -36,6 +36,11 @@ def element(tag: str, *children: str, **attributes: str | None) -> Markup:
 def join(*children: str) -> Markup:
     """Return the children one after the other, escaped where they are not `Markup`."""
     return Markup("".join(child if isinstance(child, Markup) else html.escape(child) for child in children))
+
+
+def section(title: str, lead: str, *children: str) -> Markup:
+    """Return a section of the page with its title and an introduction, if there is one."""
+    return element("section", element("h2", title), element("p", lead, class_="lead") if lead else Markup(), *children)
 
 
 def embedded_json(value: Any) -> str:

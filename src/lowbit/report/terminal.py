@@ -15,7 +15,7 @@ from rich.text import Text
 from lowbit.report.comparison import compare, warnings_of
 from lowbit.report.reasons import formats_text, group_reasons
 from lowbit.report.units import NOTHING, count_text, decibel_text
-from lowbit.report.verdict import ENGINE_GAP_DB, Grade, engine_gap, grade_sqnr, layer_db, verdict, worst_layer_db
+from lowbit.report.verdict import ENGINE_GAP_DB, Grade, engine_loses, grade_sqnr, layer_db, verdict, worst_layer_db
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,7 +111,7 @@ def layers_table(verification: Verification) -> RenderableType:
     notes = "SQNR against float, of everything up to and including the layer. fused: the engine hides the tensor."
     layers = _Layers(layers=verification.layers, worst_db=worst_layer_db(verification.layers))
     parts: list[RenderableType] = [layers, Padding(Text(notes, style=_QUIET), (0, 1))]
-    gaps = sum(_parted(layer) for layer in verification.layers)
+    gaps = sum(engine_loses(layer.sqnr_real_db, layer.sqnr_simulated_db) for layer in verification.layers)
     if gaps:
         said = f"{count_text(gaps, 'layer')} at least {ENGINE_GAP_DB:.0f} dB worse in the engine than simulated"
         parts.append(Padding(Text(said, style=GRADE_STYLES["poor"]), (0, 1)))
@@ -224,7 +224,13 @@ class _Layers:
             style = GRADE_STYLES[grade_sqnr(known)]
             mark = (" worst", GRADE_STYLES["poor"]) if known == self.worst_db else ""
             fused = layer.sqnr_real_db is None
-            simulated_style = GRADE_STYLES["poor"] if _parted(layer) else style if fused else ""
+            simulated_style = (
+                GRADE_STYLES["poor"]
+                if engine_loses(layer.sqnr_real_db, layer.sqnr_simulated_db)
+                else style
+                if fused
+                else ""
+            )
             table.add_row(
                 Text.assemble(layer.node, mark),
                 Text(layer.op_type),
@@ -233,12 +239,6 @@ class _Layers:
                 Text(decibel_text(layer.sqnr_simulated_db), style=simulated_style),
             )
         yield table
-
-
-def _parted(layer: LayerQuality) -> bool:
-    """Return whether engine and simulation part at a layer by more than rounding explains."""
-    gap = engine_gap(layer.sqnr_real_db, layer.sqnr_simulated_db)
-    return gap is not None and gap >= ENGINE_GAP_DB
 
 
 def _why(site: SitePlan) -> Text:

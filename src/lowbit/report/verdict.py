@@ -29,6 +29,7 @@ __all__ = [
     "Grade",
     "Verdict",
     "engine_gap",
+    "engine_loses",
     "grade_sqnr",
     "layer_db",
     "speed_grade",
@@ -102,6 +103,12 @@ def layer_db(layer: LayerQuality) -> float:
 def worst_layer_db(layers: Sequence[LayerQuality]) -> float | None:
     """Return the lowest SQNR of any layer in decibel, `None` if none is known."""
     return min((value for value in map(layer_db, layers) if not math.isnan(value)), default=None)
+
+
+def engine_loses(real_db: float | None, simulated_db: float) -> bool:
+    """Return whether the engine loses visibly more than the simulation."""
+    gap = engine_gap(real_db, simulated_db)
+    return gap is not None and gap >= ENGINE_GAP_DB
 
 
 def speed_grade(latency: Latency) -> Grade:
@@ -180,8 +187,7 @@ def _metric(metric: MetricResult, noise: str) -> Finding:
 
 def _noise(output: OutputQuality) -> str:
     real, simulated = decibel_text(output.sqnr_real_db), decibel_text(output.sqnr_simulated_db)
-    gap = engine_gap(output.sqnr_real_db, output.sqnr_simulated_db)
-    if gap is not None and gap >= ENGINE_GAP_DB:
+    if engine_loses(output.sqnr_real_db, output.sqnr_simulated_db):
         return f"SQNR {real} in the engine, {simulated} simulated"
     return f"SQNR {real}"
 
