@@ -281,7 +281,12 @@ def test_names_cannot_become_markup(account: Account, browse: Callable[..., str]
     )
     page = path.read_text(encoding="utf-8")
     assert own_part(page).count("</script>") == own_part(written(account, tmp_path / "tame.html")).count("</script>")
+    hover = '<script>Plotly.Fx.hover("layers-chart", [{curveNumber: 0, pointNumber: 3}]);</script></body>'
+    path.write_text(page.replace("</body>", hover), encoding="utf-8")
     page = browse(path)
+    hovered = chart(page, "layers-chart")
+    # The name holds the text &amp; which an unescaped label would show as &; in the document it is escaped once more.
+    assert "&amp;amp;" in hovered[hovered.index('class="hovertext"') :]
     attributes = root_attributes(own_part(page))
     assert attributes.get("data-ready") == "true"
     assert {"data-evil", "data-errors"}.isdisjoint(attributes)
