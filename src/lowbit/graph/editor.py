@@ -95,6 +95,21 @@ class Editor:
             self._taken.discard(value.name)
         value.name = self.name(wish)
 
+    def take_over(self, old: ir.Value, new: ir.Value) -> None:
+        """Let `new` replace `old` everywhere, its name and its place among the graph outputs included."""
+        name = old.name
+        new.shape = old.shape
+        producer = old.producer()
+        graph = producer.graph if producer is not None else None
+        if graph is not None:
+            for index, output in enumerate(graph.outputs):
+                if output is old:
+                    graph.outputs[index] = new
+        old.replace_all_uses_with(new)
+        if name:
+            self.rename(old, f"{name}_replaced")
+            self.rename(new, name)
+
     def drop(self, node: ir.Node) -> None:
         """Remove a node whose outputs nobody reads."""
         assert node.graph is not None
@@ -103,8 +118,6 @@ class Editor:
     def use_domain(self, domain: str, version: int) -> None:
         """Declare an operator set."""
         self.model.graph.opset_imports.setdefault(domain, version)
-
-
 
 
 def _reserve(wish: str, taken: set[str]) -> str:

@@ -38,7 +38,12 @@ def _integer_product(
         operator, inputs, name=name, outputs=[f"{name}_product"], attributes=attributes, dtypes=[int32]
     )
     cast = editor.node(
-        "Cast", [product.outputs[0]], name=f"{name}_Cast", outputs=[f"{name}_cast"], attributes={"to": 1}, dtypes=[float32]
+        "Cast",
+        [product.outputs[0]],
+        name=f"{name}_Cast",
+        outputs=[f"{name}_cast"],
+        attributes={"to": 1},
+        dtypes=[float32],
     )
     scales = editor.node(
         "Mul", [quantize.outputs[1], scale], name=f"{name}_scales", outputs=[f"{name}_scales"], dtypes=[float32]
@@ -157,7 +162,7 @@ def dynamic_lstm(
     editor.use_domain("com.microsoft", 1)
     graph.insert_before(node, replacement)
     for old, new in zip(node.outputs, replacement.outputs, strict=True):
-        _take_over(editor, old, new)
+        editor.take_over(old, new)
     editor.drop(node)
 
 
@@ -176,21 +181,5 @@ def _replace(editor: Editor, node: ir.Node, nodes: list[ir.Node], result: ir.Val
         nodes = [*nodes, add]
         result = add.outputs[0]
     graph.insert_before(node, nodes)
-    _take_over(editor, node.outputs[0], result)
+    editor.take_over(node.outputs[0], result)
     editor.drop(node)
-
-
-def _take_over(editor: Editor, old: ir.Value, new: ir.Value) -> None:
-    """Let `new` replace `old` everywhere, name and place among the graph outputs included."""
-    name = old.name
-    new.shape = old.shape
-    producer = old.producer()
-    graph = producer.graph if producer is not None else None
-    if graph is not None:
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
-    old.replace_all_uses_with(new)
-    if name:
-        editor.rename(old, f"{name}_replaced")
-        editor.rename(new, name)

@@ -53,7 +53,9 @@ class SitePlan:
         reason: Why, in words for the user.
         predicted_float_us: Predicted time of the float operator in microseconds, `None` if unknown.
         predicted_us: Predicted time as planned, without conversions at its edges, in microseconds.
-        notes: What else happened here, e.g. `12 of 96 channels narrowed against saturation`.
+        decode: Where a `weight-only` weight is decoded: `load` (once, at float speed) or `kernel` (block by block).
+        input_mean: Mean of each input channel in calibration, packed by `lowbit.plan.packed`, if the bias is corrected.
+        notes: What else happened here, e.g. `12 of 96 channels changed so that no pair of products saturates`.
     """
 
     node: str
@@ -64,6 +66,8 @@ class SitePlan:
     activations: str | None = None
     predicted_float_us: float | None = None
     predicted_us: float | None = None
+    decode: str | None = None
+    input_mean: str | None = None
     notes: tuple[str, ...] = ()
 
 

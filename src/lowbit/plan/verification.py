@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lowbit.runtime.timing import Latency
+
 __all__ = ["Latency", "LayerQuality", "MetricResult", "OutputQuality", "TensorHistogram", "Verification"]
 
 
@@ -47,31 +49,6 @@ class LayerQuality:
     tensor: str
     sqnr_real_db: float | None
     sqnr_simulated_db: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """Latency of one inference, float and artifact run in interleaved pairs in one process.
-
-    Attributes:
-        float_ms: Median of the float model, in milliseconds.
-        artifact_ms: Median of the artifact, in milliseconds.
-        speedup: Median of the pairwise ratios float / artifact; above 1 means faster than float.
-        speedup_low: 25th percentile of the ratios.
-        speedup_high: 75th percentile of the ratios.
-        pairs: Number of pairs.
-        threads: Threads that the engine was given.
-        batch: Number of samples in each inference.
-    """
-
-    float_ms: float
-    artifact_ms: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    pairs: int
-    threads: int
-    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

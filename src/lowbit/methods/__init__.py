@@ -1,0 +1,1 @@
+"""The user's verbs, over all the rooms below."""

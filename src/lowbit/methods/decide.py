@@ -1,0 +1,372 @@
+"""From a recipe to a plan: what each site may be, what it becomes, and at which scales."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from lowbit.exceptions import RecipeError
+from lowbit.formats import Format, PerBlock, choose_parameters, parse_format
+from lowbit.graph import digest
+from lowbit.graph.constants import constant_array, is_stored_quantized
+from lowbit.methods.apply import clip_bounds
+from lowbit.methods.calibrate import Calibration, Watch
+from lowbit.plan.choose import Choice, choose_executions
+from lowbit.plan.cost import Shapes
+from lowbit.plan.packed import pack_floats
+from lowbit.plan.plan import ActivationPlan, Execution, Plan, SitePlan
+from lowbit.plan.ranges import CodedTensor, coded_tensors, share_scales
+from lowbit.plan.recipe import Recipe
+from lowbit.plan.sites import Site
+from lowbit.statistics import histogram_range
+from lowbit.targets import Target
+
+__all__ = ["Decision", "decide", "make_plan", "watch_list"]
+
+# Below this a compressed weight saves less than the nodes around it cost.
+_WORTH_STORING = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What every site becomes, before calibration.
+
+    Attributes:
+        executions: Execution by path.
+        weights: Weight format as text, by path, where there is one.
+        reasons: Reason in words, by path.
+        choices: Predicted times, by path.
+        activations: Activation format of the statically quantized tensors.
+        warnings: What the user should know.
+    """
+
+    executions: dict[str, Execution]
+    weights: dict[str, str]
+    reasons: dict[str, str]
+    choices: dict[str, Choice]
+    activations: Format
+    warnings: tuple[str, ...] = ()
+
+
+def decide(
+    sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes, *, caution: float = 1.0
+) -> Decision:
+    """Decide how every site runs.
+
+    Args:
+        sites: The model's sites.
+        recipe: What the user asks for.
+        target: Where the model will run.
+        shapes: Shape of every tensor for one sample.
+        caution: Factor on the predicted costs of integers; raised when the artifact turned out slower than predicted.
+
+    Raises:
+        RecipeError: A pattern matches nothing, or the formats contradict the method.
+    """
+    _check_patterns(sites, recipe)
+    weights_text = recipe.weights or target.weights
+    activations_text = recipe.activations or target.activations
+    method = recipe.method
+    if activations_text == "none":
+        method = "weight-only"
+    elif activations_text == "dynamic":
+        method = "dynamic"
+    activations = parse_format(target.activations if activations_text in {"none", "dynamic"} else activations_text)
+    weight_format = parse_format(weights_text)
+    half = weight_format.element.kind == "float" and weight_format.element.bits == 16
+    warnings = []
+    native = (
+        weight_format.element.name in target.weight_elements and activations.element.name in target.activation_elements
+    )
+    if half and method == "auto":
+        method = "weight-only"
+    if not native and method == "auto" and recipe.activations is None:
+        method = "weight-only"
+    if not native and method in {"auto", "static"}:
+        warnings.append(
+            f"{target.name} has no integer kernels for {weight_format.element.name} weights with "
+            f"{activations.element.name} activations: they run through dequantization, small but not fast"
+        )
+    allowed: dict[str, frozenset[Execution]] = {}
+    refused: dict[str, str] = {}
+    per_site_weights: dict[str, str] = {}
+    for site in sites:
+        rule = recipe.rule_for(site.path, site.op_type, site.weight.name if site.weight is not None else None)
+        wanted = rule.method or method
+        per_site_weights[site.path] = rule.weights or weights_text
+        allowed[site.path], refused[site.path] = _allowed(site, wanted, target, rule.pattern, dynamic_format_ok=weight_format)
+    explicit = method == "static" and (recipe.method == "static" or not native)
+    choices = choose_executions(
+        sites,
+        target if native and not explicit else dataclasses.replace(target, costs=None),
+        shapes,
+        allowed={path: frozenset(item for item in may if item in {"static", "dynamic"}) for path, may in allowed.items()},
+        caution=caution,
+    )
+    executions: dict[str, Execution] = {}
+    reasons: dict[str, str] = {}
+    weights: dict[str, str] = {}
+    for site in sites:
+        choice = choices[site.path]
+        execution = choice.execution
+        reason = refused[site.path] or choice.reason
+        if execution == "float" and "weight-only" in allowed[site.path]:
+            array_size = math.prod(site.weight_array().shape)
+            if array_size >= _WORTH_STORING and not is_stored_quantized(site.weight):
+                execution = "weight-only"
+                reason = f"weights stored small; computed in float: {reason}" if method == "auto" else "weights only, as asked"
+        executions[site.path] = execution
+        reasons[site.path] = reason
+        if execution in {"static", "dynamic", "weight-only"} and (site.weight_index is not None):
+            weights[site.path] = per_site_weights[site.path]
+    return Decision(
+        executions=executions,
+        weights=weights,
+        reasons=reasons,
+        choices=choices,
+        activations=activations,
+        warnings=tuple(warnings),
+    )
+
+
+def watch_list(sites: Sequence[Site], decision: Decision, recipe: Recipe) -> Watch:
+    """Return what calibration has to watch for this decision."""
+    tensors = coded_tensors(sites, decision.executions)
+    names = tuple(tensor.name for tensor in tensors if constant_array(tensor.value) is None)
+    means: dict[str, int] = {}
+    if recipe.bias_correction:
+        for site in sites:
+            if decision.executions[site.path] == "static" and _correctable(site):
+                read = site.node.inputs[0]
+                assert read is not None
+                if read.name:
+                    means[read.name] = 1 if site.op_type == "Conv" else -1
+    return Watch(tensors=names, means=means)
+
+
+def make_plan(
+    model: ir.Model,
+    sites: Sequence[Site],
+    recipe: Recipe,
+    target: Target,
+    decision: Decision,
+    calibration: Calibration | None,
+    shapes: Shapes,
+) -> Plan:
+    """Turn a decision and what calibration saw into a plan.
+
+    Args:
+        model: The cleaned float model.
+        sites: Its sites.
+        recipe: The recipe.
+        target: The target.
+        decision: What every site becomes.
+        calibration: What calibration saw; `None` if nothing is quantized statically.
+        shapes: Shape of every tensor for one sample.
+    """
+    activations = _activations(sites, recipe, decision, calibration) if calibration is not None else ()
+    entries = []
+    for site in sites:
+        choice = decision.choices[site.path]
+        execution = decision.executions[site.path]
+        weights = decision.weights.get(site.path)
+        mean = None
+        if execution == "static" and recipe.bias_correction and calibration is not None and _correctable(site):
+            read = site.node.inputs[0]
+            found = calibration.means.get(read.name or "") if read is not None else None
+            mean = pack_floats(found) if found is not None else None
+        coded = execution == "static"
+        entries.append(
+            SitePlan(
+                node=site.path,
+                op_type=site.op_type,
+                execution=execution,
+                reason=decision.reasons[site.path],
+                weights=weights,
+                activations=str(decision.activations) if coded else "uint8" if execution == "dynamic" else None,
+                predicted_float_us=_microseconds(choice.float_ns),
+                predicted_us=_microseconds(choice.chosen_ns),
+                decode=_decode(site, weights, shapes, target) if execution == "weight-only" else None,
+                input_mean=mean,
+            )
+        )
+    return Plan(
+        target=target.name,
+        method=_method(entries),
+        model_sha256=digest(model),
+        sites=tuple(entries),
+        activations=activations,
+        options={"weight_range": recipe.weight_range, "io": recipe.io, "calibration": recipe.calibration},
+        warnings=decision.warnings,
+    )
+
+
+def _allowed(
+    site: Site, wanted: str, target: Target, pattern: str, *, dynamic_format_ok: Format
+) -> tuple[frozenset[Execution], str]:
+    """Return what a site may become, and why nothing, if so."""
+    if wanted == "float":
+        return frozenset(), f"excluded by {pattern!r}"
+    options: set[Execution] = set()
+    if wanted == "auto":
+        options.update(_automatic(site))
+    elif wanted == "static":
+        options.add("static")
+    elif wanted == "dynamic":
+        options.add("dynamic")
+    else:
+        options.add("weight-only")
+    legal = {option for option in options if site.allows(option)}
+    if "dynamic" in legal and dynamic_format_ok.element.name != "int8":
+        legal.discard("dynamic")
+    if legal:
+        return frozenset(legal), ""
+    reason = next((site.refusals[option] for option in ("static", "dynamic", "weight-only") if option in site.refusals and option in options), "")
+    return frozenset(), reason or f"{target.engine} cannot run it in {dynamic_format_ok.element.name}"
+
+
+def _automatic(site: Site) -> set[Execution]:
+    """Return the executions that are safe to choose from without being asked.
+
+    Matrix products over sequences meet outliers that one calibrated range cannot hold (a transformer's LayerNorm
+    outputs, attention scores with a mask of -1e4), so they find their range at run time; LSTMs have no static kernel.
+    """
+    options: set[Execution] = {"weight-only"}
+    if site.op_type in {"MatMul", "Gemm", "LSTM"}:
+        if site.weight_index is not None:
+            options.add("dynamic")
+        if site.op_type == "Gemm" or _rank(site) == 2:
+            options.add("static")
+        return options if site.weight_index is not None else set()
+    if site.op_type == "Softmax":
+        return options
+    options.add("static")
+    return options
+
+
+def _rank(site: Site) -> int | None:
+    value = site.node.inputs[0]
+    return len(value.shape) if value is not None and value.shape is not None else None
+
+
+def _correctable(site: Site) -> bool:
+    return site.op_type in {"Conv", "Gemm", "MatMul"} and site.weight_index is not None and (
+        site.op_type != "MatMul" or site.bias is not None
+    )
+
+
+def _check_patterns(sites: Sequence[Site], recipe: Recipe) -> None:
+    from lowbit.plan.recipe import matches
+
+    for pattern in (*recipe.exclude, *(rule.pattern for rule in recipe.rules)):
+        if not any(
+            matches(pattern, site.path, site.op_type, site.weight.name if site.weight is not None else None)
+            for site in sites
+        ):
+            names = ", ".join(site.path for site in sites[:3])
+            raise RecipeError(
+                f"the pattern {pattern!r} matches no operator",
+                remedy=f"operators are called {names} …; `lowbit inspect` lists them",
+            )
+
+
+def _activations(
+    sites: Sequence[Site], recipe: Recipe, decision: Decision, calibration: Calibration
+) -> tuple[ActivationPlan, ...]:
+    """Choose scale and zero point of every coded tensor."""
+    fmt = decision.activations
+    tensors = [
+        tensor for tensor in coded_tensors(sites, decision.executions) if constant_array(tensor.value) is None
+    ]
+    ranges: dict[str, tuple[float, float]] = {}
+    reasons: dict[str, str] = {}
+    for tensor in tensors:
+        ranges[tensor.name], reasons[tensor.name] = _range(tensor, recipe, fmt, calibration)
+    groups = share_scales(tensors, ranges)
+    joined: dict[str, tuple[float, float]] = {}
+    for tensor in tensors:
+        root = groups[tensor.name]
+        passive = tensor.producer is not None and tensor.producer.support is not None and tensor.producer.support.role == "passive"
+        if passive and root != tensor.name:
+            continue
+        low, high = ranges[tensor.name]
+        before = joined.get(root, (low, high))
+        joined[root] = (min(low, before[0]), max(high, before[1]))
+    entries = []
+    for tensor in tensors:
+        root = groups[tensor.name]
+        low, high = joined.get(root, ranges[root])
+        parameters = choose_parameters(np.float32(low), np.float32(high), fmt)
+        reason = reasons[tensor.name] if root == tensor.name else f"shares the scale of {root}"
+        entries.append(
+            ActivationPlan(
+                tensor=tensor.name,
+                format=str(fmt),
+                scale=float(parameters.scale),
+                zero_point=int(parameters.zero_point),
+                low=low,
+                high=high,
+                reason=reason,
+            )
+        )
+    return tuple(entries)
+
+
+def _range(
+    tensor: CodedTensor, recipe: Recipe, fmt: Format, calibration: Calibration
+) -> tuple[tuple[float, float], str]:
+    """Choose the range of one tensor: the method's, cut to what the operator can produce at all."""
+    producer = tensor.producer
+    if producer is not None and producer.support is not None and producer.support.output_range is not None:
+        low, high = producer.support.output_range
+        return (low, high), f"range of {producer.op_type}"
+    method = "mse" if recipe.calibration == "auto" else recipe.calibration
+    histogram = calibration.histograms[tensor.name]
+    codes = 2**fmt.element.bits
+    if method == "moving-average":
+        method = "minmax"
+    found = histogram_range(
+        histogram, method, codes=codes, symmetric=fmt.symmetric and fmt.element.signed, percentile=recipe.percentile
+    )
+    low, high = min(found.low, 0.0), max(found.high, 0.0)
+    if producer is not None:
+        for node in producer.fused:
+            bottom, top = clip_bounds(node)
+            low, high = max(low, min(bottom, 0.0)), min(high, max(top, 0.0))
+    if low == high == 0.0:
+        high = 1.0
+    return (low, high), f"{method} over {calibration.samples} samples"
+
+
+def _decode(site: Site, weights: str | None, shapes: Shapes, target: Target) -> str:
+    """Choose where a weight under a float operator is decoded: block by block only if the products have few rows."""
+    if weights is None or site.op_type not in {"MatMul", "Gemm"} or site.weight_index != 1:
+        return "load"
+    if not isinstance(parse_format(weights).granularity, PerBlock) or target.engine != "onnxruntime":
+        return "load"
+    output = shapes.get(site.node.outputs[0].name or "")
+    rows = math.prod(output[:-1]) if output else 1
+    return "kernel" if rows <= _FEW_ROWS else "load"
+
+
+# Above this many rows the engine's block-wise kernel is slower than a float product with decoded weights.
+_FEW_ROWS = 16
+
+
+def _microseconds(nanoseconds: float | None) -> float | None:
+    return None if nanoseconds is None else round(nanoseconds / 1000.0, 3)
+
+
+def _method(entries: Sequence[SitePlan]) -> str:
+    kinds = {entry.execution for entry in entries if entry.weights is not None and entry.execution != "float"}
+    if not kinds:
+        return "float"
+    integer = kinds - {"weight-only"}
+    if len(integer) > 1:
+        return "mixed"
+    return integer.pop() if integer else "weight-only"

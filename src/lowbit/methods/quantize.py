@@ -1,0 +1,344 @@
+"""The main verb: a float model and some data in, a verified artifact out."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_calibration
+from lowbit.exceptions import DataError, EngineError, ModelError
+from lowbit.graph import clean, digest, load_model, save_model
+from lowbit.methods.apply import Applied, apply_plan
+from lowbit.methods.calibrate import Calibration, calibrate, observed_shapes
+from lowbit.methods.decide import Decision, decide, make_plan, watch_list
+from lowbit.methods.histograms import report_histograms
+from lowbit.methods.result import Result
+from lowbit.methods.verify import Metric, verify
+from lowbit.plan.files import read_plan
+from lowbit.plan.plan import Plan
+from lowbit.plan.recipe import Recipe
+from lowbit.plan.sites import Site, find_sites
+from lowbit.plan.verification import Verification
+from lowbit.runtime.session import available_threads, engine_version
+from lowbit.targets import Target, find_target
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Stages", "quantize", "silent"]
+
+Stages = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
+"""Opens a stage of work with a title and a number of steps; gives what to call after each step."""
+
+# Fractions of the samples and number of them that calibrate when no test data are given.
+_CALIBRATION_SHARE = 0.8
+# Ratios below this are slower than float beyond what the noise of a measurement explains.
+_SLOWER = 0.97
+# Factors on the predicted cost of integers that are tried when the artifact is slower than float.
+_CAUTION = (1.0, 1.25, 1.7)
+
+
+@contextmanager
+def silent(title: str, steps: int | None) -> Iterator[Callable[[], None]]:
+    """Open a stage that shows nothing."""
+    del title, steps
+    yield lambda: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Work:
+    """What stays the same while plans are tried."""
+
+    model: ir.Model
+    sites: tuple[Site, ...]
+    recipe: Recipe
+    target: Target
+    shapes: dict[str, tuple[int, ...]]
+    float_path: Path
+    folder: Path
+    calibration_data: Dataset | None
+    test_data: Dataset
+    metric: Metric | None
+    metric_name: str
+    threads: int
+    seconds: float
+    stages: Stages
+
+
+def quantize(
+    model: str | Path | onnx.ModelProto | ir.Model,
+    data: Any = None,
+    *,
+    test_data: Any = None,
+    labels: str | Path | None = None,
+    preprocessing: Preprocessing | None = None,
+    recipe: Recipe | str | Path | None = None,
+    plan: Plan | str | Path | None = None,
+    metric: Metric | None = None,
+    threads: int = 1,
+    measure_seconds: float = 2.0,
+    stages: Stages = silent,
+    **options: Any,
+) -> Result:
+    """Make a model small and fast for a target, and measure what it cost.
+
+    Args:
+        model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; never changed.
+        data: Calibration data: a folder, `.npz`, `.npy` or `.zip`, an iterable of `{input name: array}` or arrays, a
+            PyTorch `DataLoader`, a function returning an iterable, or `random`. 100 to 300 samples are enough.
+        test_data: Held-out data for verification; by default a fifth of `data` is kept back for it.
+        labels: A file of labels, for `metric`.
+        preprocessing: What to do to images.
+        recipe: A `Recipe` or the path of a YAML file.
+        plan: A saved plan, applied as it is: the same bytes come out.
+        metric: Function of the outputs (a list of arrays per sample) and the labels; higher is better.
+        threads: Threads for latency and peak memory; everything else uses all processors.
+        measure_seconds: How long latency is measured.
+        stages: Shows progress; see `Stages`.
+        **options: Fields of `Recipe`, e.g. `target="host"`, `weights="int8"`, `exclude=["lm_head"]`.
+
+    Returns:
+        The artifact, its plan and its measured account.
+
+    Raises:
+        ModelError: The model cannot be read.
+        DataError: The data do not fit the model.
+        RecipeError: The recipe or plan is wrong.
+        TargetError: The target is unknown.
+        EngineError: The engine does not run the float model.
+    """
+    settings = _recipe(recipe, options)
+    target = find_target(settings.target)
+    fixed = read_plan(plan) if isinstance(plan, (str, Path)) else plan
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as temporary:
+        folder = Path(temporary)
+        with stages("Load and clean the model", None):
+            loaded = load_model(model)
+            cleaned = clean(loaded)
+            float_path = _float_file(model, loaded, folder)
+        sites = find_sites(cleaned.model, target)
+        calibration_data, tests = _data(cleaned.model, data, test_data, labels, preprocessing, settings)
+        feed = next(iter(tests))
+        work = _Work(
+            model=cleaned.model,
+            sites=sites,
+            recipe=settings,
+            target=target,
+            shapes=observed_shapes(cleaned.model, feed),
+            float_path=float_path,
+            folder=folder,
+            calibration_data=calibration_data,
+            test_data=tests,
+            metric=metric,
+            metric_name=getattr(metric, "__name__", "metric"),
+            threads=threads,
+            seconds=measure_seconds,
+            stages=stages,
+        )
+        if fixed is not None:
+            applied = apply_plan(cleaned.model, fixed)
+            verification, calibration = _verify(work, applied), None
+        else:
+            applied, verification, calibration = _search(work)
+        warnings = _warnings(work, applied.plan, verification)
+        histograms = report_histograms(applied, calibration.histograms if calibration is not None else {})
+    return Result(
+        model=applied.model,
+        plan=dataclasses.replace(applied.plan, warnings=tuple(dict.fromkeys((*applied.plan.warnings, *warnings)))),
+        verification=dataclasses.replace(verification, warnings=tuple(warnings)),
+        histograms=histograms,
+        source=_label(model),
+        notes=cleaned.notes,
+        provenance=_provenance(model, cleaned.model, settings, target),
+    )
+
+
+def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
+    """Plan, build and measure; while the artifact is slower than float, plan again with more left in float."""
+    calibration: Calibration | None = None
+    best: tuple[Applied, Verification] | None = None
+    refusals: list[str] = []
+    tried: set[tuple[tuple[str, str], ...]] = set()
+    automatic = work.recipe.method == "auto"
+    for recipe, caution in _attempts(work.recipe):
+        decision = decide(work.sites, recipe, work.target, work.shapes, caution=caution)
+        signature = tuple(sorted(decision.executions.items()))
+        if signature in tried:
+            continue
+        tried.add(signature)
+        calibration = _calibrated(work, decision, calibration)
+        plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
+        if refusals:
+            plan = dataclasses.replace(plan, warnings=(*plan.warnings, *refusals[-1:]))
+        with work.stages("Build the artifact", None):
+            applied = apply_plan(work.model, plan)
+        try:
+            verification = _verify(work, applied)
+        except EngineError as error:
+            if not automatic:
+                raise
+            refusals.append(f"a {plan.method} plan was dropped because the engine refused it: {error}")
+            continue
+        speedup = verification.latency.speedup if verification.latency is not None else 1.0
+        if best is None or speedup > (best[1].latency.speedup if best[1].latency else 1.0):
+            best = (applied, verification)
+        if not automatic or speedup >= _SLOWER:
+            return applied, verification, calibration
+        refusals.append(f"a {plan.method} plan was dropped because it ran at {speedup:.2f}× the speed of float")
+    if best is None:
+        raise EngineError("no plan for this model loads in the engine", cause=refusals[-1] if refusals else "")
+    return best[0], best[1], calibration
+
+
+def _attempts(recipe: Recipe) -> Iterator[tuple[Recipe, float]]:
+    """Yield what to try, in order: more and more caution, then weights only, then nothing."""
+    if recipe.method != "auto":
+        yield recipe, 1.0
+        return
+    for caution in _CAUTION:
+        yield recipe, caution
+    yield dataclasses.replace(recipe, method="weight-only"), 1.0
+    yield dataclasses.replace(recipe, exclude=(*recipe.exclude, "*")), 1.0
+
+
+def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> Calibration | None:
+    """Calibrate what the decision needs; what is known already is not measured again."""
+    watch = watch_list(work.sites, decision, work.recipe)
+    if not watch.tensors:
+        return known
+    if known is not None and set(watch.tensors) <= set(known.histograms) and set(watch.means) <= set(known.means):
+        return known
+    if work.calibration_data is None:
+        raise DataError(
+            "static quantization needs calibration data",
+            cause="the ranges of activations are measured on them",
+            remedy="give --data, or use --method dynamic or weight-only",
+        )
+    with work.stages("Calibrate", work.calibration_data.count()) as advance:
+        return calibrate(work.model, work.calibration_data, watch, advance=advance)
+
+
+def _verify(work: _Work, applied: Applied) -> Verification:
+    path = work.folder / "artifact.onnx"
+    save_model(applied.model, path)
+    with work.stages("Verify in the engine", work.test_data.count()) as advance:
+        return verify(
+            float_path=work.float_path,
+            artifact_path=path,
+            cleaned=work.model,
+            artifact=applied.model,
+            plan=applied.plan,
+            sites=work.sites,
+            feeds=work.test_data,
+            labels=work.test_data.labels,
+            metric=work.metric,
+            metric_name=work.metric_name,
+            threads=work.threads,
+            seconds=work.seconds,
+            advance=advance,
+        )
+
+
+def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Recipe:
+    base = Recipe.from_yaml(recipe) if isinstance(recipe, (str, Path)) else recipe or Recipe()
+    if not options:
+        return base
+    return Recipe.from_dict({**base.to_dict(), **options})
+
+
+def _float_file(source: object, loaded: ir.Model, folder: Path) -> Path:
+    """Return the user's own file, which is what the artifact is compared with, or write the model that was given."""
+    if isinstance(source, (str, Path)):
+        return Path(source)
+    path = folder / "float.onnx"
+    save_model(loaded, path)
+    return path
+
+
+def _data(
+    model: ir.Model,
+    data: Any,
+    test_data: Any,
+    labels: str | Path | None,
+    preprocessing: Preprocessing | None,
+    recipe: Recipe,
+) -> tuple[Dataset | None, Dataset]:
+    """Return calibration and verification data, cut apart if only one set was given."""
+    specs = input_specs(model)
+    if not specs:
+        raise ModelError("the model has no inputs", remedy="give a model that computes something from data")
+    if data is None and test_data is None:
+        if recipe.method in {"static", "auto"}:
+            raise DataError(
+                "no data were given",
+                cause=f"the method {recipe.method!r} measures on samples what the model's tensors hold",
+                remedy="give a folder, .npz or iterable; or the word 'random' to try without any",
+            )
+        data = "random"
+
+    def opened(source: Any, limit: int | None) -> Dataset:
+        return open_data(source, specs, preprocessing=preprocessing, limit=limit, seed=recipe.seed, labels=labels)
+
+    if test_data is not None:
+        return (opened(data, recipe.samples) if data is not None else None), opened(test_data, None)
+    dataset = opened(data, None)
+    count = dataset.count()
+    wanted = min(recipe.samples, max(round(count * _CALIBRATION_SHARE), 1)) / count
+    return split_calibration(dataset, calibration=min(wanted, _CALIBRATION_SHARE), seed=recipe.seed)
+
+
+def _warnings(work: _Work, plan: Plan, verification: Verification) -> list[str]:
+    """Return what the user should know about this artifact."""
+    found = [*work.test_data.warnings]
+    if work.calibration_data is not None:
+        found += work.calibration_data.warnings
+        if plan.activations and work.calibration_data.count() < 32:
+            found.append(
+                f"only {work.calibration_data.count()} samples calibrated the activations; 100 to 300 give steadier ranges"
+            )
+    compressed = sum(site.execution != "float" for site in plan.sites)
+    if not compressed:
+        found.append("nothing was quantized; the reasons are listed per operator")
+    latency = verification.latency
+    smaller = verification.artifact_bytes < verification.float_bytes
+    if latency is not None and latency.speedup < _SLOWER:
+        found.append(f"the artifact is slower than float: {latency.speedup:.2f}× its speed")
+    if latency is not None and latency.speedup < 1.03 and not smaller:
+        found.append("the artifact is neither smaller nor faster than the float model")
+    for output in verification.outputs:
+        if output.sqnr_real_db < output.sqnr_simulated_db - 0.5:
+            found.append(
+                f"output {output.name!r} is worse in the engine ({output.sqnr_real_db:.1f} dB) than simulated "
+                f"({output.sqnr_simulated_db:.1f} dB)"
+            )
+    if verification.unfused:
+        listed = ", ".join(verification.unfused[:3])
+        found.append(f"{len(verification.unfused)} planned integer operators run in float in the engine: {listed}")
+    return list(dict.fromkeys(found))
+
+
+def _label(model: object) -> str:
+    return Path(model).name if isinstance(model, (str, Path)) else "model"
+
+
+def _provenance(source: object, cleaned: ir.Model, recipe: Recipe, target: Target) -> dict[str, str]:
+    import lowbit
+
+    return {
+        "lowbit": lowbit.__version__,
+        "engine": engine_version(),
+        "target": f"{target.name} ({target.description})",
+        "model": str(source) if isinstance(source, (str, Path)) else "given in memory",
+        "cleaned model sha256": digest(cleaned),
+        "method": recipe.method,
+        "calibration": recipe.calibration,
+        "seed": str(recipe.seed),
+        "processors": str(available_threads()),
+    }

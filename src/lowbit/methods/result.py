@@ -1,0 +1,117 @@
+"""What quantizing a model gives back."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lowbit.graph import save_model
+from lowbit.plan.plan import Plan
+from lowbit.plan.verification import TensorHistogram, Verification
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """A compressed model with its plan and its measured account.
+
+    Attributes:
+        model: The artifact as a graph; leave it unchanged.
+        plan: What was decided for every operator, and why.
+        verification: What was measured beside the float model.
+        histograms: Distributions of weights and activations with their grids, for the report.
+        source: What was quantized, as the user named it.
+        notes: What cleaning did to the graph.
+        provenance: Versions, digests and options, for the report.
+        kept_float: Whether nothing was gained, so that `model` is the cleaned float model.
+    """
+
+    model: ir.Model
+    plan: Plan
+    verification: Verification
+    histograms: tuple[TensorHistogram, ...] = ()
+    source: str = "model"
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    kept_float: bool = False
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before trusting the artifact."""
+        return tuple(dict.fromkeys((*self.plan.warnings, *self.verification.warnings)))
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the artifact as ONNX, atomically; above 2 GB with a data file beside it.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            OutputError: The file cannot be written; whatever stood there is untouched.
+        """
+        return save_model(self.model, path)
+
+    def save_plan(self, path: str | Path) -> None:
+        """Write the plan as YAML, to be read, edited and applied again.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        from lowbit.plan.files import write_plan
+
+        write_plan(self.plan, path)
+
+    def report(self, path: str | Path) -> None:
+        """Write the report as one self-contained HTML file.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        from lowbit.report.html import write_report
+
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        write_report(
+            Path(path),
+            title=self.source,
+            plan=self.plan,
+            verification=self.verification,
+            histograms=self.histograms,
+            provenance={**self.provenance, "written": now},
+        )
+
+    def __str__(self) -> str:
+        """Return the summary as plain text, as wide as the terminal."""
+        return self.text(width=min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+    def text(self, *, width: int = 100, details: bool = False) -> str:
+        """Return the summary as plain text.
+
+        Args:
+            width: Columns.
+            details: Whether every operator and layer is listed.
+        """
+        from rich.console import Console
+
+        console = Console(width=width, no_color=True, highlight=False, force_terminal=False)
+        with console.capture() as capture:
+            for part in self.renderables(details=details):
+                console.print(part)
+        return capture.get().rstrip("\n")
+
+    def renderables(self, *, details: bool = False) -> Sequence[object]:
+        """Return the parts of the summary for a `rich` console."""
+        from lowbit.report.terminal import kernels_table, layers_table, reasons_summary, sites_table, summary_table
+
+        parts: list[object] = [
+            summary_table(self.plan, self.verification, title=self.source),
+            reasons_summary(self.plan),
+        ]
+        if details:
+            parts += [sites_table(self.plan), layers_table(self.verification), kernels_table(self.verification)]
+        return parts

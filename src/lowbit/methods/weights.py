@@ -1,0 +1,212 @@
+"""Turning one site's weight into codes that are right for its kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.formats import Format, Parameters, PerBlock, PerChannel, PerTensor, choose_parameters, dequantize, quantize
+from lowbit.plan.sites import Site
+from lowbit.rounding import RangeMethod, conv_to_kn, kn_to_conv, make_safe, weight_range
+
+__all__ = ["EncodedWeight", "corrected_bias", "encode_matrix", "encode_weight"]
+
+# The accumulator and the bias are int32; a quarter of that range is left to the products.
+_BIAS_LIMIT = 2.0**29
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncodedWeight:
+    """A weight as codes.
+
+    Attributes:
+        codes: Codes in the shape of the site's weight.
+        parameters: Scale and zero point, shaped as the format's granularity says.
+        fmt: The format, with the granularity that was really used.
+        notes: What the user should know, in words.
+    """
+
+    codes: NDArray[Any]
+    parameters: Parameters
+    fmt: Format
+    notes: tuple[str, ...] = ()
+
+    def decode(self) -> NDArray[np.float32]:
+        """Return the weight that the codes stand for."""
+        return dequantize(self.codes, self.parameters, self.fmt)
+
+
+def encode_weight(
+    site: Site,
+    fmt: Format,
+    *,
+    saturates: bool,
+    input_scale: float | None = None,
+    method: RangeMethod = "minmax",
+) -> EncodedWeight:
+    """Encode the weight of a Conv, MatMul or Gemm.
+
+    Args:
+        site: The site.
+        fmt: Weight format; `PerChannel` and `PerBlock` mean the site's own output channels and summed axis.
+        saturates: Whether the kernel that will run this adds pairs of products in a saturating 16-bit lane.
+        input_scale: Scale of the input's codes, so that the bias fits into int32 at `s_x · s_w`; `None` if there is
+            no integer bias.
+        method: How the weights' ranges are chosen.
+    """
+    weight = site.weight_array()
+    axis = channel_axis(site)
+    fmt, notes = _placed(fmt, site, weight.shape, axis)
+    low, high = weight_range(weight, fmt, method)
+    parameters = choose_parameters(low, high, fmt)
+    if input_scale is not None and site.bias is not None:
+        parameters, note = _room_for_bias(parameters, site, input_scale, fmt)
+        notes += note
+    if saturates and _paired(site) and fmt.element.name == "int8" and fmt.symmetric:
+        return _safe(weight, parameters, fmt, axis, notes)
+    return EncodedWeight(codes=quantize(weight, parameters, fmt), parameters=parameters, fmt=fmt, notes=notes)
+
+
+def encode_matrix(
+    weight: NDArray[np.float32], fmt: Format, *, saturates: bool, method: RangeMethod = "minmax"
+) -> EncodedWeight:
+    """Encode a matrix `[K, N]` per column or per tensor, as an LSTM's weights of one direction.
+
+    Args:
+        weight: `[K, N]` float32, rows in the order that the kernel reads.
+        fmt: Symmetric format; `PerChannel` means columns.
+        saturates: Whether the kernel saturates in pairs.
+        method: How the ranges are chosen.
+    """
+    if isinstance(fmt.granularity, PerChannel):
+        fmt = Format(fmt.element, PerChannel(1), fmt.symmetric, fmt.narrow)
+    low, high = weight_range(weight, fmt, method)
+    parameters = choose_parameters(low, high, fmt)
+    if saturates and fmt.element.name == "int8":
+        return _safe(weight, parameters, fmt, 1, ())
+    return EncodedWeight(codes=quantize(weight, parameters, fmt), parameters=parameters, fmt=fmt)
+
+
+def channel_axis(site: Site) -> int:
+    """Return which axis of the site's weight holds the output channels."""
+    if site.op_type == "Conv":
+        return 0
+    if site.op_type == "ConvTranspose":
+        return 1
+    if site.op_type == "Gather":
+        return 0
+    if site.op_type == "Gemm" and site.attribute("transB", 0):
+        return 0
+    return site.weight_array().ndim - 1
+
+
+def corrected_bias(
+    site: Site, encoded: EncodedWeight, input_mean: NDArray[np.float32] | None
+) -> NDArray[np.float32] | None:
+    """Return the bias that keeps the mean of every output channel where it was before the weights were rounded.
+
+    `b' = b - Σ_k (Ŵ - W)_k · E[x_k]`, the mean of the rounding error (Nagel et al., Data-Free Quantization Through Weight
+    Equalization and Bias Correction, 2019, section 4.2), with the means measured in calibration.
+
+    Args:
+        site: A Conv, MatMul or Gemm.
+        encoded: Its weight as codes.
+        input_mean: `[C]` float32, mean of each input channel; `None` leaves the bias as it is.
+
+    Returns:
+        `[N]` float32, or `None` if there is neither a bias nor a correction.
+    """
+    axis = channel_axis(site)
+    channels = encoded.codes.shape[axis]
+    bias = None
+    if site.bias is not None:
+        assert site.bias.const_value is not None
+        bias = np.asarray(site.bias.const_value.numpy(), dtype=np.float32).reshape(channels)
+    if input_mean is None:
+        return bias
+    error = encoded.decode().astype(np.float64) - site.weight_array()
+    if site.op_type == "Conv":
+        group = site.attribute("group", 1)
+        per_input = error.reshape(channels, error.shape[1], -1).sum(axis=2)
+        means = input_mean.astype(np.float64).reshape(group, -1)
+        shift = np.einsum("goc,gc->go", per_input.reshape(group, channels // group, -1), means).reshape(-1)
+    elif axis == 0:
+        shift = error @ input_mean.astype(np.float64)
+    else:
+        shift = input_mean.astype(np.float64) @ error
+    start = np.zeros(channels) if bias is None else bias.astype(np.float64)
+    return (start - shift).astype(np.float32)
+
+
+def _placed(fmt: Format, site: Site, shape: tuple[int, ...], axis: int) -> tuple[Format, tuple[str, ...]]:
+    """Return the format with its granularity on the axes of this weight."""
+    match fmt.granularity:
+        case PerTensor():
+            return fmt, ()
+        case PerBlock(size=size):
+            summed = 1 if axis == 0 else 0
+            if len(shape) == 2 and shape[summed] % size == 0:
+                return Format(fmt.element, PerBlock(summed, size), fmt.symmetric, fmt.narrow), ()
+            note = f"per channel instead of blocks of {size}: the summed axis of {list(shape)} does not divide"
+            return Format(fmt.element, PerChannel(axis), fmt.symmetric, fmt.narrow), (note,)
+    return Format(fmt.element, PerChannel(axis), fmt.symmetric, fmt.narrow), ()
+
+
+def _paired(site: Site) -> bool:
+    """Whether the site's kernel is a matrix product; depthwise kernels multiply without pairing."""
+    if site.op_type != "Conv":
+        return True
+    return not (site.attribute("group", 1) > 1 and site.weight_array().shape[1] == 1)
+
+
+def _safe(
+    weight: NDArray[np.float32], parameters: Parameters, fmt: Format, axis: int, notes: tuple[str, ...]
+) -> EncodedWeight:
+    """Round to codes of which no pair can saturate, whatever the activations are."""
+    if weight.ndim > 2:
+        matrix = conv_to_kn(weight)
+    else:
+        matrix = weight.T if axis == 0 else weight
+    scale = np.broadcast_to(parameters.scale, (matrix.shape[1],)).astype(np.float32)
+    if isinstance(fmt.granularity, PerTensor):
+        # One scale for all columns: what the worst column needs, so that the format stays per tensor.
+        _, grown, _ = make_safe(np.ascontiguousarray(matrix), scale, narrow=fmt.narrow)
+        scale = np.full_like(grown, grown.max())
+    codes, safe_scale, report = make_safe(np.ascontiguousarray(matrix), scale, narrow=fmt.narrow)
+    if isinstance(fmt.granularity, PerTensor) and (safe_scale != safe_scale[0]).any():
+        fmt = Format(fmt.element, PerChannel(axis), fmt.symmetric, fmt.narrow)
+    final = safe_scale if isinstance(fmt.granularity, PerChannel) else safe_scale[0].reshape(())
+    restored = kn_to_conv(codes, weight.shape) if weight.ndim > 2 else (codes.T if axis == 0 else codes)
+    if report.hazards:
+        notes += (
+            f"{report.repaired} of {report.channels} channels changed so that no pair of products saturates "
+            f"({report.hazards} of {report.pairs} pairs could)",
+        )
+    return EncodedWeight(
+        codes=np.ascontiguousarray(restored),
+        parameters=Parameters(np.asarray(final, dtype=np.float32), np.zeros(np.shape(final), dtype=fmt.element.dtype)),
+        fmt=fmt,
+        notes=notes,
+    )
+
+
+def _room_for_bias(
+    parameters: Parameters, site: Site, input_scale: float, fmt: Format
+) -> tuple[Parameters, tuple[str, ...]]:
+    """Widen weight scales until the bias fits into int32 at the accumulator's scale."""
+    assert site.bias is not None
+    assert site.bias.const_value is not None
+    bias = np.abs(np.asarray(site.bias.const_value.numpy(), dtype=np.float64).ravel())
+    needed = bias / (input_scale * _BIAS_LIMIT)
+    if parameters.scale.ndim == 0:
+        needed = needed.max(initial=0.0)
+    scale = np.maximum(parameters.scale, needed).astype(np.float32)
+    widened = int((scale > parameters.scale).sum())
+    if not widened:
+        return parameters, ()
+    del fmt
+    note = f"{widened} channels have a bias so large that their weights got a coarser scale"
+    return Parameters(scale, parameters.zero_point), (note,)

@@ -1,0 +1,117 @@
+"""Predicted time of one operator on a target, from its shapes and the target's measured constants.
+
+All times are in nanoseconds, on one thread. The formulas count multiply-accumulates, output elements, gathered kernel
+positions and launches; the constants are in the target's file (`lowbit.targets.CostModel`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from lowbit.plan.sites import Site
+from lowbit.targets import CostModel
+
+__all__ = ["Shapes", "conversion_cost", "dynamic_cost", "float_cost", "static_cost"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Concrete shape of every tensor, by name, for one sample."""
+
+
+def float_cost(site: Site, shapes: Shapes, costs: CostModel) -> float | None:
+    """Return the predicted time of `site` in float32, `None` if a shape is unknown."""
+    output = shapes.get(site.node.outputs[0].name or "")
+    if output is None:
+        return None
+    elements = math.prod(output)
+    if site.op_type == "Conv" and site.weight_index is not None:
+        macs, depthwise, kernel, _ = _convolution(site, elements)
+        if depthwise:
+            width = max(output[-1], 1)
+            border = 1.0 + costs.float_depthwise_border / width
+            return costs.node + elements * (costs.float_depthwise_out + costs.float_depthwise_mac * kernel) * border
+        return costs.node + macs * costs.float_conv_mac + elements * costs.float_conv_out
+    if site.op_type in {"MatMul", "Gemm"}:
+        rows, depth, columns = _matrix(site, shapes, output)
+        return costs.node + max(rows * depth * columns * costs.float_matmul_mac, depth * columns * costs.float_matvec_weight)
+    per_element = costs.float_elementwise.get(site.op_type)
+    if per_element is None:
+        return None
+    return costs.node + _elements(site, shapes, elements) * per_element
+
+
+def static_cost(site: Site, shapes: Shapes, costs: CostModel) -> float | None:
+    """Return the predicted time of `site` in its integer kernel, without conversions at its edges."""
+    output = shapes.get(site.node.outputs[0].name or "")
+    if output is None:
+        return None
+    elements = math.prod(output)
+    if site.op_type == "Conv" and site.weight_index is not None:
+        macs, depthwise, kernel, channels = _convolution(site, elements)
+        if depthwise:
+            return costs.node + elements * (costs.int_depthwise_out + costs.int_depthwise_mac * kernel)
+        # A 1×1 kernel reads its input in place; any other one gathers it tap by tap.
+        taps = 0 if kernel == 1 else elements // max(channels, 1) * kernel * site.attribute("group", 1)
+        return costs.node + macs * costs.int_conv_mac + elements * costs.int_conv_out + taps * costs.int_conv_tap
+    if site.op_type in {"MatMul", "Gemm"}:
+        rows, depth, columns = _matrix(site, shapes, output)
+        work = max(rows * depth * columns * costs.int_matmul_mac, depth * columns * costs.int_matvec_weight)
+        return costs.node + work + elements * costs.int_matmul_out
+    per_element = costs.int_elementwise.get(site.op_type)
+    if per_element is None:
+        return costs.node
+    return costs.node + _elements(site, shapes, elements) * per_element
+
+
+def dynamic_cost(site: Site, shapes: Shapes, costs: CostModel) -> float | None:
+    """Return the predicted time of a matrix product whose activations are quantized at run time."""
+    static = static_cost(site, shapes, costs)
+    read = shapes.get(site.node.inputs[0].name or "") if site.node.inputs[0] is not None else None
+    if static is None or read is None:
+        return None
+    return static + math.prod(read) * costs.dynamic_quantize
+
+
+def conversion_cost(shape: tuple[int, ...] | None, costs: CostModel, *, quantize: bool) -> float:
+    """Return the predicted time of one QuantizeLinear or DequantizeLinear over a tensor of this shape.
+
+    Four-dimensional tensors also change their memory layout there: integer kernels want channels last.
+    """
+    if shape is None:
+        return costs.node
+    elements = math.prod(shape)
+    per_element = costs.quantize if quantize else costs.dequantize
+    moved = len(shape) == 4 and shape[1] > 1 and math.prod(shape[2:]) > 1
+    return costs.node + elements * (per_element + (costs.layout if moved else 0.0))
+
+
+def _convolution(site: Site, elements: int) -> tuple[int, bool, int, int]:
+    """Return multiply-accumulates, whether it is depthwise, kernel positions and output channels."""
+    weight = site.weight
+    assert weight is not None
+    shape = site.weight_array().shape
+    kernel = int(np.prod(shape[2:], dtype=np.int64))
+    group = site.attribute("group", 1)
+    depthwise = group > 1 and shape[1] == 1
+    return elements * shape[1] * kernel, depthwise, kernel, shape[0]
+
+
+def _matrix(site: Site, shapes: Shapes, output: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return rows, depth and columns of a matrix product; batches count as rows."""
+    columns = output[-1] if output else 1
+    rows = math.prod(output) // max(columns, 1)
+    read = shapes.get(site.node.inputs[0].name or "") if site.node.inputs[0] is not None else None
+    depth = read[-1] if read else (site.weight_array().shape[0] if site.weight_index is not None else 1)
+    return rows, depth, columns
+
+
+def _elements(site: Site, shapes: Shapes, elements: int) -> int:
+    """Return how many elements an elementwise or pooling operator touches."""
+    if site.op_type not in {"GlobalAveragePool", "AveragePool", "MaxPool"}:
+        return elements
+    read = shapes.get(site.node.inputs[0].name or "") if site.node.inputs[0] is not None else None
+    if site.op_type == "GlobalAveragePool":
+        return math.prod(read) if read else elements
+    return elements * int(np.prod(site.attribute("kernel_shape", [1])))

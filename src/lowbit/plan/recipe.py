@@ -1,0 +1,210 @@
+"""The recipe: what the user asks for, as a value."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from lowbit.exceptions import FormatError, LowbitError, RecipeError
+from lowbit.formats import parse_format
+
+__all__ = ["CALIBRATIONS", "METHODS", "Calibration", "Io", "Method", "Recipe", "Rule", "matches"]
+
+Method = Literal["auto", "static", "dynamic", "weight-only"]
+Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
+Io = Literal["float", "int8"]
+METHODS: tuple[Method, ...] = get_args(Method)
+CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
+_ACTIVATION_WORDS = ("none", "dynamic")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """An override for the operators whose path, weight or operator type matches a pattern.
+
+    Attributes:
+        pattern: A name with wildcards (`*`, `?`), `re:` and a regular expression, or `op:` and an operator type.
+        weights: Weight format as text; `None` leaves the recipe's.
+        method: `float` keeps the operator in float; the others as in the recipe; `None` leaves the recipe's.
+    """
+
+    pattern: str
+    weights: str | None = None
+    method: Literal["auto", "static", "dynamic", "weight-only", "float"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a model is to be quantized. Everything has a default that is right for most models.
+
+    Attributes:
+        target: Name of a target, or `host`.
+        method: `auto` chooses per operator; `static` calibrates activations; `dynamic` finds their ranges at run time;
+            `weight-only` leaves activations in float.
+        weights: Weight format as text, e.g. `int8:per-channel`; `None` takes the target's.
+        activations: Activation format as text, `none` or `dynamic`; `None` takes the target's.
+        calibration: How activation ranges are chosen; `auto` is `mse`.
+        percentile: Percentage of values that `percentile` keeps.
+        weight_range: How weight ranges are chosen.
+        bias_correction: Whether biases make up for the mean error that rounding the weights causes.
+        exclude: Patterns of operators that stay in float; see `Rule.pattern`.
+        rules: Overrides, the last one that matches wins.
+        io: `int8` lets the model take and return codes where its inputs and outputs are quantized.
+        seed: Seed of everything random: the cut between calibration and verification samples.
+        samples: Largest number of calibration samples.
+
+    Raises:
+        RecipeError: A value does not exist or contradicts another one.
+    """
+
+    target: str = "host"
+    method: Method = "auto"
+    weights: str | None = None
+    activations: str | None = None
+    calibration: Calibration = "auto"
+    percentile: float = 99.99
+    weight_range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    bias_correction: bool = True
+    exclude: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    io: Io = "float"
+    seed: int = 0
+    samples: int = 300
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("calibration", self.calibration, CALIBRATIONS)
+        _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
+        _one_of("io", self.io, get_args(Io))
+        if not 50.0 <= self.percentile <= 100.0:
+            raise RecipeError(f"percentile is {self.percentile}", remedy="use a percentage from 50 to 100")
+        if self.samples < 1:
+            raise RecipeError(f"samples is {self.samples}", remedy="use at least 1, better 100 to 300")
+        for label, text in (("weights", self.weights), ("activations", self.activations)):
+            if text is None or (label == "activations" and text in _ACTIVATION_WORDS):
+                continue
+            try:
+                parse_format(text)
+            except FormatError as error:
+                raise RecipeError(f"{label} is {text!r}", cause=str(error)) from error
+        for pattern in (*self.exclude, *(rule.pattern for rule in self.rules)):
+            _check_pattern(pattern)
+
+    def rule_for(self, path: str, op_type: str, weight: str | None) -> Rule:
+        """Return the overrides for one operator, exclusions included; later rules win field by field."""
+        chosen = Rule(pattern=path)
+        for rule in self.rules:
+            if matches(rule.pattern, path, op_type, weight):
+                chosen = Rule(
+                    pattern=rule.pattern, weights=rule.weights or chosen.weights, method=rule.method or chosen.method
+                )
+        for pattern in self.exclude:
+            if matches(pattern, path, op_type, weight):
+                chosen = dataclasses.replace(chosen, method="float", pattern=pattern)
+        return chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain values, ready for YAML."""
+        return {
+            **dataclasses.asdict(self),
+            "exclude": list(self.exclude),
+            "rules": [{key: value for key, value in dataclasses.asdict(rule).items() if value} for rule in self.rules],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Build a recipe from plain values.
+
+        Raises:
+            RecipeError: A key or value is unknown.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        if not isinstance(data, Mapping):
+            raise RecipeError("the recipe is not a mapping", remedy=f"write lines like `method: auto`; keys: {known}")
+        for key in data:
+            if key not in known:
+                raise RecipeError(f"unknown recipe key {key!r}", remedy=f"use one of {', '.join(known)}")
+        values = dict(data)
+        values["exclude"] = _strings("exclude", values.get("exclude", ()))
+        values["rules"] = tuple(_rule(item) for item in values.get("rules") or ())
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise RecipeError("the recipe has a value of the wrong kind", cause=str(error)) from error
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a YAML file.
+
+        Raises:
+            RecipeError: The file cannot be read or is no recipe.
+        """
+        return cls.from_dict(read_yaml(path, "recipe"))
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        RecipeError: It cannot be read or is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the {what} '{path}' cannot be read", cause=str(error)) from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the {what} '{path}' is not YAML", cause=str(error)) from error
+
+
+def matches(pattern: str, path: str, op_type: str, weight: str | None) -> bool:
+    """Whether a pattern means an operator: by its path, by the name of its weight, or by `op:` and its type."""
+    if pattern.startswith("op:"):
+        return fnmatch.fnmatchcase(op_type, pattern[3:])
+    names = [path] if weight is None else [path, weight]
+    if pattern.startswith("re:"):
+        return any(re.search(pattern[3:], name) for name in names)
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _check_pattern(pattern: str) -> None:
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise RecipeError(f"the pattern {pattern!r} is no regular expression", cause=str(error)) from error
+
+
+def _one_of(label: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise RecipeError(f"{label} is {value!r}", remedy=f"use one of {', '.join(allowed)}")
+
+
+def _strings(label: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise RecipeError(f"{label} is {value!r}", remedy="give a list of patterns")
+
+
+def _rule(item: Any) -> Rule:
+    if isinstance(item, Rule):
+        return item
+    known = [entry.name for entry in dataclasses.fields(Rule)]
+    if not isinstance(item, Mapping) or "pattern" not in item or set(item) - set(known):
+        raise RecipeError(f"the rule {item!r} is malformed", remedy=f"give a mapping with {', '.join(known)}")
+    rule = Rule(**cast("dict[str, Any]", dict(item)))
+    _one_of("a rule's method", rule.method or "auto", (*METHODS, "float"))
+    if rule.weights is not None:
+        try:
+            parse_format(rule.weights)
+        except LowbitError as error:
+            raise RecipeError(f"a rule's weights is {rule.weights!r}", cause=str(error)) from error
+    return rule

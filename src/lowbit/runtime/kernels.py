@@ -1,0 +1,102 @@
+"""What an engine really runs: its own optimized graph, read back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowbit.runtime.session import open_session
+
+__all__ = ["INTEGER_KERNELS", "Kernel", "KernelGraph", "read_kernels"]
+
+# Kernels of ONNX Runtime whose arithmetic is integer. Operators that only move codes about (Reshape, MaxPool … on
+# integer tensors) are recognised by the type of their tensors instead.
+INTEGER_KERNELS = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "QAttention",
+        "QEmbedLayerNormalization",
+        "QGemm",
+        "QLinearAdd",
+        "QLinearAveragePool",
+        "QLinearConcat",
+        "QLinearConv",
+        "QLinearGlobalAveragePool",
+        "QLinearLeakyRelu",
+        "QLinearMatMul",
+        "QLinearMul",
+        "QLinearReduceMean",
+        "QLinearSigmoid",
+        "QLinearSoftmax",
+        "QLinearWhere",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One node of the engine's optimized graph: its operator, its name and the tensors that it reads and writes."""
+
+    op_type: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def integer(self) -> bool:
+        """Whether its arithmetic is integer (4-bit matrix products of `MatMulNBits` are counted apart)."""
+        return self.op_type in INTEGER_KERNELS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelGraph:
+    """The engine's optimized graph, subgraphs included, flattened in its own order."""
+
+    kernels: tuple[Kernel, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each operator occurs, most frequent first."""
+        return dict(Counter(kernel.op_type for kernel in self.kernels).most_common())
+
+    def integer_count(self) -> int:
+        """Return how many kernels compute in integers."""
+        return sum(kernel.integer for kernel in self.kernels)
+
+
+def read_kernels(model: str | Path | bytes, *, threads: int = 1) -> KernelGraph:
+    """Load `model` in ONNX Runtime and return the graph that the engine made of it.
+
+    Raises:
+        EngineError: The engine refuses the model.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        # Big initializers go to a side file so that models over 2 GB can be read back; only the graph is wanted.
+        options = {
+            "session.optimized_model_external_initializers_file_name": "weights.bin",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "64",
+        }
+        open_session(model, threads=threads, optimized_path=path, options=options)
+        proto = onnx.load(path, load_external_data=False)
+    return KernelGraph(kernels=tuple(_walk(proto.graph)))
+
+
+def _walk(graph: onnx.GraphProto) -> list[Kernel]:  # type: ignore[name-defined]  # noqa: F821
+    """Return the nodes of `graph` and of its subgraphs."""
+    result = []
+    for node in graph.node:
+        result.append(
+            Kernel(op_type=node.op_type, name=node.name, inputs=tuple(node.input), outputs=tuple(node.output))
+        )
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                result.extend(_walk(attribute.g))
+    return result

@@ -1,0 +1,95 @@
+"""What a target is: an engine on an instruction set, described as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["CostModel", "OperatorSupport", "Role", "Target"]
+
+Role = Literal["convolution", "matmul", "binary", "unary", "pool", "global-pool", "concat", "passive"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSupport:
+    """How a target runs one operator between DequantizeLinear and QuantizeLinear.
+
+    Attributes:
+        role: What kind of operator it is; decides its inputs, its cost formula and its scales.
+        float_output: Whether the integer kernel can also write float, so that no QuantizeLinear has to follow.
+        attributes: Attribute values that the integer kernel demands, e.g. `{"mode": ("nearest",)}`.
+        output_range: Fixed range of the output, where the engine or the mathematics imply one.
+    """
+
+    role: Role
+    float_output: bool = False
+    attributes: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    output_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostModel:
+    """Cost of kernels in nanoseconds on one thread, as a few measured constants.
+
+    The formulas are in `lowbit.plan.cost`. `mac` is one multiply-accumulate, `out` one output element, `tap` one kernel
+    position of one output pixel (what gathering the input costs an integer convolution), `node` one kernel launch.
+    """
+
+    float_conv_mac: float
+    float_conv_out: float
+    float_matmul_mac: float
+    float_matvec_weight: float
+    int_conv_mac: float
+    int_conv_out: float
+    int_conv_tap: float
+    int_matmul_mac: float
+    int_matmul_out: float
+    int_matvec_weight: float
+    float_depthwise_out: float
+    float_depthwise_mac: float
+    float_depthwise_border: float
+    int_depthwise_out: float
+    int_depthwise_mac: float
+    float_elementwise: Mapping[str, float]
+    int_elementwise: Mapping[str, float]
+    quantize: float
+    dequantize: float
+    layout: float
+    dynamic_quantize: float
+    node: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """An engine on an instruction set: what it fuses to integer kernels, what saturates there, and what it costs.
+
+    Attributes:
+        name: Name as users type it, e.g. `onnxruntime-x86-avx2`.
+        engine: The engine's package, e.g. `onnxruntime`.
+        description: One line for `lowbit targets`.
+        saturates: Whether the u8×s8 kernel adds pairs of products in a saturating 16-bit lane.
+        weights: Default weight format as text.
+        activations: Default activation format as text.
+        weight_elements: Weight element types that have integer kernels.
+        activation_elements: Activation element types that have integer kernels.
+        operators: Support by ONNX operator; what is missing has no integer kernel.
+        fused_activations: Operators that disappear into the QuantizeLinear behind an integer kernel.
+        dynamic_operators: Operators that have a kernel with activation ranges at run time.
+        costs: Cost constants; `None` if nobody measured this target.
+        measured: Where and with which version the data below were measured, in words.
+    """
+
+    name: str
+    engine: str
+    description: str
+    saturates: bool
+    weights: str
+    activations: str
+    weight_elements: tuple[str, ...]
+    activation_elements: tuple[str, ...]
+    operators: Mapping[str, OperatorSupport]
+    fused_activations: tuple[str, ...]
+    dynamic_operators: tuple[str, ...]
+    costs: CostModel | None
+    measured: str
