@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -86,11 +85,8 @@ def launch(
     interpreter = str(python) if peer.own_interpreter else sys.executable
     command = [interpreter, "-m", f"benchmarks.peers.{peer.script}", *peer.options, *options]
     command += ["--model", str(model), "--calibration", str(calibration), "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout)
     except FileNotFoundError as error:
         raise LaunchError(f"no interpreter at {interpreter}; see benchmarks/README.md") from error
     except subprocess.TimeoutExpired as error:

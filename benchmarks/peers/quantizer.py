@@ -27,7 +27,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--calibration", type=Path, required=True, help="folder of .npz files, one a sample")
     result.add_argument("--output", type=Path, required=True, help="where to write the quantized ONNX file")
     result.add_argument("--samples", type=int, help="number of samples to use; default: all")
-    result.add_argument("--threads", type=int, default=1, help="threads of ONNX Runtime during calibration")
+    result.add_argument(
+        "--threads", type=int, default=0, help="threads of ONNX Runtime during calibration; 0: its choice"
+    )
     return result
 
 
@@ -46,7 +48,7 @@ def peak_memory_mb() -> float:
 
 
 def limit_onnxruntime_threads(threads: int) -> None:
-    """Make every ONNX Runtime session of this process use so many threads; the tools have no option for it."""
+    """Make every ONNX Runtime session of this process use so many threads, 0 = its choice; the tools have no option."""
     import onnxruntime as ort
 
     original = ort.SessionOptions
