@@ -48,6 +48,13 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
             remedy=f"Export the model with opset {version} or later",
         ) from error
     restore_weights(converted, model)
+    if _interface(converted) != _interface(model):
+        # NOTE: ONNX's converter does so for Scan before opset 9, whose batch axis it drops from the graph inputs.
+        raise ModelError(
+            f"Opset {source} cannot be raised to {version}",
+            cause="The converted model would have other inputs or outputs",
+            remedy=f"Export the model with opset {version} or later",
+        )
     for domain, number in model.opset_imports.items():
         if domain not in {"", "ai.onnx"}:
             converted.opset_imports.setdefault(domain, number)
@@ -55,6 +62,11 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     converted.producer_name, converted.producer_version = model.producer_name, model.producer_version
     annotate_shapes(converted)
     return _with_ir_version(converted)
+
+
+def _interface(model: ir.Model) -> list[tuple[str | None, str, int | None]]:
+    values = (*model.graph.inputs, *model.graph.outputs)
+    return [(value.name, str(value.type), None if value.shape is None else len(value.shape)) for value in values]
 
 
 def _with_ir_version(model: ir.Model) -> ir.Model:
