@@ -143,12 +143,13 @@ def _best_ends(error: _Error, low: float, high: float, codes: int) -> Grid:
         ends = min(near, key=lambda pair: error(Grid.spanning(pair[0], pair[1], codes)))
     found = Grid.spanning(ends[0], ends[1], codes)
     widest = Grid.spanning(low, high, codes)
-    # With few codes the zero point moves in large steps that the search over the ends can straddle.
+    # Activations clipped by the network itself (ReLU6, HardSwish, HardTanh) pile up on an end. A grid that hits the pile
+    # wins by a narrow margin of scales, which the search over both ends passes by.
     grids = [widest, found]
-    for zero_point in range(max(found.zero_point - 1, 0), min(found.zero_point + 2, codes)):
-        for k in range(-8, 9):
-            scale = min(found.scale * RATIO ** (k / 8), widest.scale)
-            grids.append(Grid(codes=codes, scale=scale, zero_point=zero_point))
+    for zero_point in range(max(found.zero_point - 8, 1), min(found.zero_point + 9, codes - 1)):
+        for scale in (found.scale, -low / zero_point, high / (codes - 1 - zero_point)):
+            if scale <= widest.scale:
+                grids.append(Grid(codes=codes, scale=scale, zero_point=zero_point))
     return min(grids, key=error)
 
 
