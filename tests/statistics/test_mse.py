@@ -39,6 +39,12 @@ ONE_SIDED = {
     "lognormal": rng.lognormal(size=N),
     "negative": -rng.exponential(size=N),
 }
+PILED_UP = {
+    "clipped below": np.maximum(rng.standard_normal(N), -1.0),
+    "hard-tanh": np.clip(3 * rng.standard_normal(N) + 0.5, -1.0, 1.3),
+    "relu6": np.clip(4 * rng.standard_normal(N), 0.0, 6.0),
+}
+EVERYTHING = TWO_SIDED | ONE_SIDED | PILED_UP
 LONG_TAILED = ["laplace", "student", "skewed", "exponential", "lognormal", "negative"]
 
 
@@ -72,9 +78,9 @@ def candidates(data: np.ndarray, symmetric: bool) -> Iterator[Range]:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("codes", [4, 16, 256])
-@pytest.mark.parametrize("name", [*TWO_SIDED, *ONE_SIDED])
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_as_good_as_brute_force_on_the_samples(name: str, codes: int, symmetric: bool) -> None:
-    data = (TWO_SIDED | ONE_SIDED)[name].astype(np.float32).astype(np.float64)
+    data = EVERYTHING[name].astype(np.float32).astype(np.float64)
     found = mse_range(observed(data), codes, symmetric)
     best = min(true_error(data, candidate, codes, symmetric) for candidate in candidates(data, symmetric))
     assert true_error(data, found, codes, symmetric) <= 1.02 * best
@@ -83,7 +89,7 @@ def test_as_good_as_brute_force_on_the_samples(name: str, codes: int, symmetric:
 @pytest.mark.parametrize(("codes", "margin"), [(16, 0.75), (256, 1.0)])
 @pytest.mark.parametrize("name", LONG_TAILED)
 def test_long_tails_are_clipped_to_advantage(name: str, codes: int, margin: float) -> None:
-    data = (TWO_SIDED | ONE_SIDED)[name].astype(np.float32)
+    data = EVERYTHING[name].astype(np.float32)
     h = observed(data)
     found, everything = mse_range(h, codes), minmax_range(h)
     assert found.high - found.low < margin * (everything.high - everything.low)
@@ -97,7 +103,7 @@ def test_uniform_data_are_not_clipped() -> None:
 
 @pytest.mark.parametrize("name", [*TWO_SIDED, *ONE_SIDED])
 def test_fewer_codes_take_a_shorter_range(name: str) -> None:
-    h = observed((TWO_SIDED | ONE_SIDED)[name])
+    h = observed(EVERYTHING[name])
     wide, narrow = mse_range(h, 256), mse_range(h, 16)
     assert narrow.high - narrow.low < 0.95 * (wide.high - wide.low)
 
@@ -115,7 +121,7 @@ def test_the_measure_integrates_a_density_that_is_constant_in_each_bin(codes: in
 
 @pytest.mark.parametrize("name", [*TWO_SIDED, *ONE_SIDED])
 def test_the_measure_predicts_the_error_of_the_samples(name: str) -> None:
-    data = (TWO_SIDED | ONE_SIDED)[name].astype(np.float32).astype(np.float64)
+    data = EVERYTHING[name].astype(np.float32).astype(np.float64)
     h = observed(data)
     for codes in (16, 256):
         found = mse_range(h, codes)
@@ -142,6 +148,13 @@ def test_never_worse_than_minmax_by_its_own_measure(data: np.ndarray, codes: int
         for r in (found, everything)
     )
     assert rounding_error(h, ours) <= rounding_error(h, theirs) * (1 + 1e-6)
+
+
+def test_the_grid_hits_the_pile_of_a_clipped_activation() -> None:
+    h = observed(PILED_UP["clipped below"])
+    found = mse_range(h, 256)
+    steps = h.low / ((found.high - found.low) / 255)
+    assert steps == pytest.approx(round(steps), abs=1e-6)
 
 
 def test_exact_zeros_do_not_count() -> None:

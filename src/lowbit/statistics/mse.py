@@ -143,14 +143,15 @@ def _best_ends(error: _Error, low: float, high: float, codes: int) -> Grid:
         ends = min(near, key=lambda pair: error(Grid.spanning(pair[0], pair[1], codes)))
     found = Grid.spanning(ends[0], ends[1], codes)
     widest = Grid.spanning(low, high, codes)
-    # Activations clipped by the network itself (ReLU6, HardSwish, HardTanh) pile up on an end. A grid that hits the pile
-    # wins by a narrow margin of scales, which the search over both ends passes by.
-    grids = [widest, found]
-    for zero_point in range(max(found.zero_point - 8, 1), min(found.zero_point + 9, codes - 1)):
-        for scale in (found.scale, -low / zero_point, high / (codes - 1 - zero_point)):
-            if scale <= widest.scale:
-                grids.append(Grid(codes=codes, scale=scale, zero_point=zero_point))
-    return min(grids, key=error)
+    # Activations that the network itself clips (ReLU6, HardSwish, HardTanh) pile up on an end. A grid that hits the
+    # pile wins by a narrow margin of scales, which the search over both ends passes by.
+    aligned = (
+        Grid(codes=codes, scale=scale, zero_point=zero_point)
+        for zero_point in range(max(found.zero_point - 8, 1), min(found.zero_point + 9, codes - 1))
+        for scale in (-low / zero_point, high / (codes - 1 - zero_point))
+        if scale <= widest.scale
+    )
+    return min([widest, found, *aligned], key=error)
 
 
 def _scaled(grid: Grid, factor: float) -> Grid:
