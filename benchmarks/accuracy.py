@@ -9,11 +9,13 @@ import argparse
 import hashlib
 import json
 import tempfile
+import textwrap
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.engine import open_session, paired_latency, run_all, sqnr_db
@@ -136,7 +138,6 @@ def bench(case: Case, name: str, peer: Peer, folder: Path, arguments: argparse.N
         kept = arguments.keep / case.name
         kept.mkdir(parents=True, exist_ok=True)
         (kept / output.name).write_bytes(output.read_bytes())
-    preparation = cost.get("preparation", "done")
     return replace(
         blank,
         **asdict(measured),
@@ -144,7 +145,7 @@ def bench(case: Case, name: str, peer: Peer, folder: Path, arguments: argparse.N
         seconds=float(cost["seconds"]),
         peak_mb=float(cost["peak_mb"]),
         deterministic=deterministic,
-        note="" if preparation == "done" else f"preprocessing {preparation}",
+        note=str(cost.get("preparation", "")),
     )
 
 
@@ -164,7 +165,7 @@ def show(rows: list[Row], console: Console) -> None:
     table = Table("quantizer", "score", "Δ points", "dB real", "dB sim", "speed-up", "size", "s", "MB", "same")
     for row in rows:
         if row.error:
-            table.add_row(row.peer, f"[red]{row.error}[/]")
+            table.add_row(row.peer, f"[red]{escape(textwrap.shorten(row.error, 90))}[/]")
             continue
         table.add_row(
             row.peer,
@@ -179,6 +180,9 @@ def show(rows: list[Row], console: Console) -> None:
             {None: "", True: "yes", False: "[red]NO[/]"}[row.deterministic],
         )
     console.print(table)
+    for row in rows:
+        if row.note:
+            console.print(f"  {row.peer}: {escape(row.note)}")
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.peers.opset import raise_opset
 from benchmarks.peers.quantizer import limit_onnxruntime_threads, parser, run
 
 if TYPE_CHECKING:
@@ -12,19 +15,23 @@ if TYPE_CHECKING:
     from benchmarks.peers.feeds import FeedFolder
 
 
-def quantize(arguments: argparse.Namespace, feeds: FeedFolder) -> None:
+def quantize(arguments: argparse.Namespace, feeds: FeedFolder) -> dict[str, Any]:
     """Quantize the model with `nncf.quantize` and its defaults."""
     limit_onnxruntime_threads(arguments.threads)
     import nncf  # type: ignore[import-not-found]  # lives in the interpreter of the peers
     import onnx
 
+    with tempfile.TemporaryDirectory() as folder:
+        path, preparation = raise_opset(arguments.model, Path(folder) / "raised.onnx")
+        loaded = onnx.load(path)
     model = nncf.quantize(
-        onnx.load(arguments.model),
+        loaded,
         nncf.Dataset(feeds),
         subset_size=len(feeds),
         model_type=nncf.ModelType.TRANSFORMER if arguments.transformer else None,
     )
     onnx.save(model, arguments.output)
+    return {"preparation": preparation}
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ def quantize(arguments: argparse.Namespace, feeds: FeedFolder) -> dict[str, Any]
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
-        model, preparation = prepare(arguments.model, Path(folder) / "prepared.onnx")
+        model, preparation = prepare(arguments.model, Path(folder))
         quantize_dynamic(
             str(model),
             str(arguments.output),

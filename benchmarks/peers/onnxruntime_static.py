@@ -34,7 +34,7 @@ def quantize(arguments: argparse.Namespace, feeds: FeedFolder) -> dict[str, Any]
         "entropy": CalibrationMethod.Entropy,
     }
     with tempfile.TemporaryDirectory() as folder:
-        model, preparation = prepare(arguments.model, Path(folder) / "prepared.onnx")
+        model, preparation = prepare(arguments.model, Path(folder))
         quantize_static(
             str(model),
             str(arguments.output),
