@@ -99,7 +99,10 @@ def measure(tool: str, images: int, model: Path, folder: Path, python: Path, rep
 
 
 def extrapolate(known: list[Cost], images: int) -> Cost:
-    """Continue the line through the two largest measured counts, or through one and the origin."""
+    """Continue the line through the two largest measured counts, or through one and the origin.
+
+    A line that falls is noise of the machine; it is continued level.
+    """
     last = known[-1]
 
     def scaled(name: str) -> float:
@@ -108,7 +111,7 @@ def extrapolate(known: list[Cost], images: int) -> Cost:
             return value * images / last.images
         before = known[-2]
         slope: float = (value - getattr(before, name)) / (last.images - before.images)
-        return value + slope * (images - last.images)
+        return value + max(0.0, slope) * (images - last.images)
 
     return Cost(
         tool=last.tool,
