@@ -156,10 +156,15 @@ def _placed(fmt: Format, site: Site, shape: tuple[int, ...], axis: int) -> tuple
 
 
 def _paired(site: Site) -> bool:
-    """Whether the site's kernel is a matrix product; depthwise kernels multiply without pairing."""
+    """Whether the site's kernel is a matrix product; depthwise kernels multiply without pairing.
+
+    The engine has a depthwise kernel for one output channel a group only: with more of them (a channel multiplier) it
+    runs one matrix product a group, whose pairs are neighbouring taps.
+    """
     if site.op_type != "Conv":
         return True
-    return not (site.attribute("group", 1) > 1 and site.weight_array().shape[1] == 1)
+    group = site.attribute("group", 1)
+    return not (group > 1 and site.weight_array().shape[:2] == (group, 1))
 
 
 def _safe(
