@@ -47,7 +47,7 @@ def quantize_activation(
     quantize = editor.node(
         "QuantizeLinear",
         [value, scale, zero_point],
-        name=f"{name}_QuantizeLinear",
+        name="QuantizeLinear",
         outputs=[f"{name}_codes"],
         dtypes=[fmt.element.storage],
         shape=value.shape,
@@ -55,7 +55,7 @@ def quantize_activation(
     dequantize = editor.node(
         "DequantizeLinear",
         [quantize.outputs[0], scale, zero_point],
-        name=f"{name}_DequantizeLinear",
+        name="DequantizeLinear",
         outputs=[f"{name}_dequantized"],
         dtypes=[ir.DataType.FLOAT],
         shape=value.shape,
@@ -110,12 +110,14 @@ def dequantized_weight(
     inputs = [
         editor.constant(graph, f"{name}_codes", codes, fmt),
         editor.constant(graph, f"{name}_scale", parameters.scale),
-        editor.constant(graph, f"{name}_zero_point", parameters.zero_point, fmt),
     ]
+    # NOTE: ONNX Runtime fuses a matrix product only if the zero point is spelled out; a convolution also without.
+    if codes.ndim == 2 or np.asarray(parameters.zero_point).astype(np.float32).any():
+        inputs.append(editor.constant(graph, f"{name}_zero_point", parameters.zero_point, fmt))
     node = editor.node(
         "DequantizeLinear",
         inputs,
-        name=f"{name}_DequantizeLinear",
+        name="DequantizeLinear",
         outputs=[f"{name}_dequantized"],
         attributes=attributes,
         dtypes=[ir.DataType.FLOAT],
@@ -150,12 +152,11 @@ def dequantized_bias(
     inputs = [
         editor.constant(graph, f"{name}_codes", codes),
         editor.constant(graph, f"{name}_scale", scale),
-        editor.constant(graph, f"{name}_zero_point", np.zeros(bias.shape, dtype=np.int32)),
     ]
     node = editor.node(
         "DequantizeLinear",
         inputs,
-        name=f"{name}_DequantizeLinear",
+        name="DequantizeLinear",
         outputs=[f"{name}_dequantized"],
         attributes={"axis": 0},
         dtypes=[ir.DataType.FLOAT],

@@ -33,7 +33,14 @@ def cast_weight(editor: Editor, before: ir.Node, name: str, half: NDArray[Any], 
 
 
 def decoded_at_load(
-    editor: Editor, before: ir.Node, name: str, codes: NDArray[Any], parameters: Parameters, fmt: Format
+    editor: Editor,
+    before: ir.Node,
+    name: str,
+    codes: NDArray[Any],
+    parameters: Parameters,
+    fmt: Format,
+    *,
+    shape: tuple[int, ...] | None = None,
 ) -> ir.Value:
     """Store a weight as codes that engines decode once, at load time: `(Cast(codes) - zero_point) · scale`.
 
@@ -46,30 +53,31 @@ def decoded_at_load(
         codes: Codes in the weight's shape. Cut into blocks, the axis must be a multiple of the block.
         parameters: Scale and zero point, shaped as the format's granularity says.
         fmt: Format of the codes.
+        shape: Shape that the reader expects, if it is not the codes' own.
     """
     graph = before.graph
     assert isinstance(graph, ir.Graph)
-    shape = codes.shape
+    own = codes.shape
     scale, zero_point = parameters.scale, parameters.zero_point
-    stored_shape = shape
+    stored_shape = own
     match fmt.granularity:
         case PerTensor():
             pass
         case PerBlock(axis=axis, size=size):
-            axis %= len(shape)
-            stored_shape = (*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :])
+            axis %= len(own)
+            stored_shape = (*own[:axis], own[axis] // size, size, *own[axis + 1 :])
             scale, zero_point = np.expand_dims(scale, axis + 1), np.expand_dims(zero_point, axis + 1)
         case _:
-            scale = fmt.granularity.broadcast(scale, shape)
-            zero_point = fmt.granularity.broadcast(zero_point, shape)
+            scale = fmt.granularity.broadcast(scale, own)
+            zero_point = fmt.granularity.broadcast(zero_point, own)
     stored = editor.constant(graph, f"{name}_codes", codes.reshape(stored_shape), fmt)
     nodes = [_cast(editor, name, stored)]
     if np.asarray(zero_point).astype(np.float32).any():
         shift = editor.constant(graph, f"{name}_zero_point", zero_point.astype(np.float32))
         nodes.append(_binary(editor, "Sub", name, nodes[-1].outputs[0], shift))
     nodes.append(_binary(editor, "Mul", name, nodes[-1].outputs[0], editor.constant(graph, f"{name}_scale", scale)))
-    if stored_shape != shape:
-        target = editor.constant(graph, f"{name}_shape", np.asarray(shape, dtype=np.int64))
+    if stored_shape != (shape or own):
+        target = editor.constant(graph, f"{name}_shape", np.asarray(shape or own, dtype=np.int64))
         nodes.append(_binary(editor, "Reshape", name, nodes[-1].outputs[0], target))
     graph.insert_before(before, nodes)
     return nodes[-1].outputs[0]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lowbit.exceptions import RecipeError
-from lowbit.formats import Format, Parameters, PerBlock, PerTensor, minimum_opset, parse_format, quantize
+from lowbit.formats import Format, Parameters, PerBlock, PerChannel, PerTensor, minimum_opset, parse_format, quantize
 from lowbit.graph import digest, opset_of, raise_opset
 from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.constants import constant_array
@@ -104,8 +104,19 @@ def apply_plan(model: ir.Model, plan: Plan) -> Applied:
     if io == "int8":
         _integer_interface(result)
     remove_dead_code(result)
-    # Clones of one model share names; what is left unnamed would make two runs differ.
+    for graph in (result.graph, *result.graph.subgraphs()):
+        _forget_shapes(graph)
     return Applied(model=result, plan=_replace_sites(plan, entries), weights=weights.encoded)
+
+
+def _forget_shapes(graph: ir.Graph) -> None:
+    """Drop what is known of inner tensors: engines infer it, and in a small model it outweighs the weights."""
+    kept = {*graph.outputs, *graph.inputs}
+    inner = [value for node in graph for value in node.outputs]
+    for value in (*inner, *graph.initializers.values()):
+        if value not in kept:
+            value.shape = None
+            value.type = None
 
 
 def half_type(planned: Mapping[str, SitePlan], path: str) -> Literal["float16", "bfloat16"]:
@@ -205,6 +216,8 @@ class _Weights:
         fmt = parse_format(entry.weights)
         if fmt.element.kind == "float" and fmt.element.bits == 16:
             return self._half(site, fmt) if entry.activations is None else ()
+        if site.op_type in {"LSTM", "GRU", "RNN"} and entry.execution == "weight-only":
+            return self._recurrent(site, fmt)
         if site.op_type == "LSTM":
             return self._lstm(site, fmt)
         if entry.execution == "static":
@@ -298,6 +311,29 @@ class _Weights:
             notes += tuple(note for one in each for note in one.notes)
         dynamic_lstm(self.editor, site.node, pairs[0], pairs[1], fmt)
         return notes
+
+    def _recurrent(self, site: Site, fmt: Format) -> tuple[str, ...]:
+        """Store both weights of a recurrent operator small, per gate and direction, decoded at load time."""
+        for index in (1, 2):
+            value = site.node.inputs[index]
+            array = constant_array(value)
+            if value is None or array is None or array.dtype != np.float32:
+                continue
+            # [directions, gates · hidden, …]: one scale per row of one direction, kept as a per-tensor cast per row.
+            rows = array.reshape(-1, array.shape[-1])
+            encoded = encode_matrix(np.ascontiguousarray(rows.T), fmt, saturates=False, method=self.method)
+            per_row = Format(encoded.fmt.element, PerChannel(0), encoded.fmt.symmetric, encoded.fmt.narrow)
+            decoded = decoded_at_load(
+                self.editor,
+                site.node,
+                value.name or "weight",
+                np.ascontiguousarray(encoded.codes.T),
+                encoded.parameters,
+                per_row if encoded.parameters.scale.ndim else encoded.fmt,
+                shape=array.shape,
+            )
+            site.node.replace_input_with(index, decoded)
+        return ()
 
     def _weight_only(self, site: Site, fmt: Format, entry: SitePlan) -> tuple[str, ...]:
         encoded = encode_weight(site, fmt, saturates=False, method=self.method)

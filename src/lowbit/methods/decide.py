@@ -122,7 +122,7 @@ def decide(
                 reason = f"weights stored small; computed in float: {reason}" if method == "auto" else "weights only, as asked"
         executions[site.path] = execution
         reasons[site.path] = reason
-        if execution in {"static", "dynamic", "weight-only"} and (site.weight_index is not None):
+        if execution != "float" and site.weight_index is not None:
             weights[site.path] = per_site_weights[site.path]
     return Decision(
         executions=executions,
@@ -226,6 +226,8 @@ def _allowed(
         legal.discard("dynamic")
     if legal:
         return frozenset(legal), ""
+    if wanted == "auto" and site.allows("static"):
+        return frozenset(), f"one calibrated range is too coarse for {_delicate(site)}; --method static quantizes it"
     reason = next((site.refusals[option] for option in ("static", "dynamic", "weight-only") if option in site.refusals and option in options), "")
     return frozenset(), reason or f"{target.engine} cannot run it in {dynamic_format_ok.element.name}"
 
@@ -244,9 +246,14 @@ def _automatic(site: Site) -> set[Execution]:
             options.add("static")
         return options if site.weight_index is not None else set()
     if site.op_type == "Softmax":
+        # A mask of -1e4 among its inputs leaves the scores themselves a handful of codes.
         return options
     options.add("static")
     return options
+
+
+def _delicate(site: Site) -> str:
+    return "the scores of a Softmax" if site.op_type == "Softmax" else "a product of two activations"
 
 
 def _rank(site: Site) -> int | None:

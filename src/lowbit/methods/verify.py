@@ -258,7 +258,7 @@ def _layers(
 ) -> tuple[LayerQuality, ...]:
     """Compare every tensor that a site writes and that both graphs still have."""
     coded = {tensor.tensor: tensor for tensor in plan.activations}
-    quantizers = {node.name: node for node in artifact.graph if node.op_type == "QuantizeLinear"}
+    quantizers = {node.outputs[0].name: node for node in artifact.graph if node.op_type == "QuantizeLinear"}
     present = {value.name for node in artifact.graph for value in node.outputs if value.name}
     planned = {site.node: site.execution for site in plan.sites}
     rows: list[tuple[Site, str, str, str | None]] = []  # site, tensor, simulated name, codes
@@ -266,7 +266,7 @@ def _layers(
         name = site.output.name or ""
         if site.subgraph or site.output.dtype not in (ir.DataType.FLOAT, None) or planned.get(site.path) == "float":
             continue
-        quantizer = quantizers.get(f"{name}_QuantizeLinear") if name in coded else None
+        quantizer = quantizers.get(f"{name}_codes") if name in coded else None
         if quantizer is not None:
             codes = quantizer.outputs[0]
             decoder = next((use.node for use in codes.uses() if use.node.op_type == "DequantizeLinear"), None)

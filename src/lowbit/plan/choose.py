@@ -24,10 +24,6 @@ from lowbit.targets import CostModel, Target
 
 __all__ = ["Choice", "choose_executions"]
 
-# Where costs are unknown, multiply-accumulates alone decide; an integer site is then never worse than float.
-_UNKNOWN = 0.0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """The execution of one site and the predicted times behind it, in nanoseconds (`None` if unknown)."""
@@ -112,12 +108,14 @@ def _cheapest(
             cost = static_cost(site, shapes, costs)
             times[site.path]["static"] = cost
             static_of[site.path] = len(variables)
-            variables.append(_difference(site, plain, cost, caution))
+            variables.append(_difference(plain, cost, caution, unknown=0.0))
         if "dynamic" in may:
             cost = dynamic_cost(site, shapes, costs)
             times[site.path]["dynamic"] = cost
             dynamic_of[site.path] = len(variables)
-            variables.append(_difference(site, plain, cost, caution))
+            # Without shapes the dynamic kernels of matrix products and LSTMs are still the better bet: they read a
+            # quarter of the weights, and what they add grows with the activations only.
+            variables.append(_difference(plain, cost, caution, unknown=-costs.node))
 
     rows: list[int] = []
     columns: list[int] = []
@@ -153,7 +151,7 @@ def _cheapest(
                 constrain(terms, 0.0)
 
     if not static_of and not dynamic_of:
-        return {site.path: _choice(site, "float", times[site.path]) for site in sites}
+        return {site.path: _choice("float", times[site.path]) for site in sites}
     matrix = coo_array((entries, (rows, columns)), shape=(len(lower), len(variables))).tocsc()
     solution = milp(
         c=np.asarray(variables),
@@ -170,22 +168,20 @@ def _cheapest(
             execution = "static"
         elif site.path in dynamic_of and chosen[dynamic_of[site.path]]:
             execution = "dynamic"
-        result[site.path] = _choice(site, execution, times[site.path])
+        result[site.path] = _choice(execution, times[site.path])
     return result
 
 
-def _difference(site: Site, plain: float | None, cost: float | None, caution: float) -> float:
+def _difference(plain: float | None, cost: float | None, caution: float, *, unknown: float) -> float:
     """Return what choosing an integer kernel adds to the objective."""
-    if plain is None or cost is None:
-        # A passive operator of unknown cost moves a quarter of the bytes; nothing is gained or lost by it alone.
-        return _UNKNOWN
-    return cost * caution - plain
+    return unknown if plain is None or cost is None else cost * caution - plain
 
 
-def _choice(site: Site, execution: Execution, times: Mapping[str, float | None]) -> Choice:
+def _choice(execution: Execution, times: Mapping[str, float | None]) -> Choice:
     plain, taken = times["float"], times[execution]
     if execution != "float":
-        speed = f"{plain / taken:.1f}× faster than float predicted" if plain and taken else "keeps codes flowing"
+        unknown = "reads a quarter of the weights" if execution == "dynamic" else "keeps codes flowing"
+        speed = f"{plain / taken:.1f}× faster than float predicted" if plain and taken else unknown
         if plain and taken and plain < taken:
             speed = "saves the conversions around it"
         return Choice(execution=execution, float_ns=plain, chosen_ns=taken, reason=speed)

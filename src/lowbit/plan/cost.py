@@ -14,6 +14,9 @@ import numpy as np
 from lowbit.plan.sites import Site
 from lowbit.targets import CostModel
 
+# Output channels that one vector of a float kernel holds on the processors described so far.
+_BLOCK = 8
+
 __all__ = ["Shapes", "conversion_cost", "dynamic_cost", "float_cost", "static_cost"]
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,7 +35,7 @@ def float_cost(site: Site, shapes: Shapes, costs: CostModel) -> float | None:
             width = max(output[-1], 1)
             border = 1.0 + costs.float_depthwise_border / width
             return costs.node + elements * (costs.float_depthwise_out + costs.float_depthwise_mac * kernel) * border
-        return costs.node + macs * costs.float_conv_mac + elements * costs.float_conv_out
+        return costs.node + elements * costs.float_conv_out + _float_convolution(site, macs, elements, kernel, costs)
     if site.op_type in {"MatMul", "Gemm"}:
         rows, depth, columns = _matrix(site, shapes, output)
         return costs.node + max(rows * depth * columns * costs.float_matmul_mac, depth * columns * costs.float_matvec_weight)
@@ -96,6 +99,15 @@ def _convolution(site: Site, elements: int) -> tuple[int, bool, int, int]:
     group = site.attribute("group", 1)
     depthwise = group > 1 and shape[1] == 1
     return elements * shape[1] * kernel, depthwise, kernel, shape[0]
+
+
+def _float_convolution(site: Site, macs: int, elements: int, kernel: int, costs: CostModel) -> float:
+    """Return the time of the multiply-accumulates of a dense float convolution."""
+    if kernel == 1:
+        return macs * costs.float_pointwise_mac
+    if site.weight_array().shape[1] * site.attribute("group", 1) < _BLOCK:
+        return macs * costs.float_entry_mac
+    return macs * costs.float_conv_mac + elements / _BLOCK * kernel * costs.float_conv_tap
 
 
 def _matrix(site: Site, shapes: Shapes, output: tuple[int, ...]) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lowbit.graph.constants import constant_array, constant_weight, is_constant
+from lowbit.graph.constants import constant_array, constant_weight, is_constant, is_stored_quantized
 from lowbit.targets import OperatorSupport, Target
 
 __all__ = ["Site", "find_sites", "walk"]
@@ -230,10 +230,8 @@ def _refusals(
     dynamic = _dynamic_refusal(node, weight_index, target)
     if dynamic:
         refusals["dynamic"] = dynamic
-    if weight_index is None or node.op_type in {"LSTM", "GRU", "RNN"}:
-        refusals["weight-only"] = (
-            f"{node.op_type} has no constant weight matrix" if weight_index is None else f"the engine reads {node.op_type} weights only in float"
-        )
+    if weight_index is None:
+        refusals["weight-only"] = f"{node.op_type} has no constant weight matrix"
     return refusals
 
 
@@ -245,6 +243,10 @@ def _static_refusal(
     inside: bool,
     target: Target,
 ) -> str:
+    if node.op_type == "DequantizeLinear" and is_stored_quantized(node.outputs[0]):
+        return "it decodes a weight that arrived quantized"
+    if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        return "it is part of a model that arrived quantized"
     if support is None:
         return f"{target.engine} has no integer kernel for {node.op_type}"
     if inside:
@@ -271,7 +273,7 @@ def _static_refusal(
     for index in activations:
         value = node.inputs[index]
         if value is None or (value.dtype is not None and value.dtype != ir.DataType.FLOAT):
-            return f"input {index} is not float32"
+            return "it computes indices or shapes, not float32 numbers"
     return ""
 
 

@@ -9,8 +9,11 @@ __all__ = ["TARGET"]
 
 # Fitted to single kernels, one thread; `docs/engines.md` has the figures and the command that measures them again.
 _COSTS = CostModel(
-    float_conv_mac=0.0235,
+    float_pointwise_mac=0.0235,
+    float_conv_mac=0.0195,
     float_conv_out=0.08,
+    float_conv_tap=2.0,
+    float_entry_mac=0.0350,
     float_matmul_mac=0.0240,
     float_matvec_weight=0.13,
     int_conv_mac=0.0125,

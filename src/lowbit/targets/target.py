@@ -33,11 +33,15 @@ class CostModel:
     """Cost of kernels in nanoseconds on one thread, as a few measured constants.
 
     The formulas are in `lowbit.plan.cost`. `mac` is one multiply-accumulate, `out` one output element, `tap` one kernel
-    position of one output pixel (what gathering the input costs an integer convolution), `node` one kernel launch.
+    position of one output pixel (what gathering the input costs; in float, per block of eight output channels), `entry` a
+    convolution of an image with few channels, `node` one kernel launch.
     """
 
+    float_pointwise_mac: float
     float_conv_mac: float
     float_conv_out: float
+    float_conv_tap: float
+    float_entry_mac: float
     float_matmul_mac: float
     float_matvec_weight: float
     int_conv_mac: float

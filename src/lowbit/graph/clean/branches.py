@@ -34,8 +34,10 @@ def _inline(model: ir.Model, graph: ir.Graph, node: ir.Node, branch: ir.Graph) -
     nodes = list(branch)
     constants = [branch.initializers.pop(name) for name in list(branch.initializers)]
     branch.remove(nodes)
-    for name in list(node.attributes):
-        node.attributes.pop(name)
+    for attribute in list(node.attributes.values()):
+        if not attribute.is_ref() and attribute.type == ir.AttributeType.GRAPH:
+            _release(attribute.as_graph())
+        node.attributes.pop(attribute.name)
     # With the branches detached, a name is taken only by what remains.
     for value in constants:
         value.name = fresh_name(model, value.name or "constant")
@@ -62,3 +64,10 @@ def _inline(model: ir.Model, graph: ir.Graph, node: ir.Node, branch: ir.Graph) -
             old.replace_all_uses_with(copy, replace_graph_outputs=True)
             old.name, copy.name = f"{name}/replaced", name
     graph.remove(node, safe=True)
+
+
+def _release(graph: ir.Graph) -> None:
+    """Let the nodes of a discarded branch read nothing, so that outer values do not count them among their readers."""
+    for node in (*graph, *(inner for each in graph.subgraphs() for inner in each)):
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)

@@ -10,6 +10,7 @@ from lowbit.exceptions import ModelError
 from lowbit.graph.clean.activations import simplify_activations
 from lowbit.graph.clean.affine import fold_affine, remaining_batch_norms
 from lowbit.graph.clean.branches import inline_branches
+from lowbit.graph.clean.cones import fold_cones
 from lowbit.graph.clean.constants import lift_constants, own_initializers
 from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.clean.dimensions import fold_dimensions
@@ -34,6 +35,7 @@ PASSES: tuple[Callable[[ir.Model], Counter[str]], ...] = (
     lift_constants,
     inline_branches,
     fold_constants,
+    fold_cones,
     fold_dimensions,
     remove_identities,
     cancel_transposes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from lowbit.graph.clean.opset import opset_of
 from lowbit.graph.clean.values import all_nodes, constant
 
-__all__ = ["fold_constants"]
+__all__ = ["constant_inputs", "evaluate_constant", "fold_constants", "may_be_folded", "replace_by_constant"]
 
 # Results up to this size may come on top of their inputs; larger ones only in exchange for them.
 _FREE_BYTES = 64 * 1024
@@ -60,40 +61,54 @@ def fold_constants(model: ir.Model) -> Counter[str]:
     changes: Counter[str] = Counter()
     opset = opset_of(model)
     for graph, node in all_nodes(model):
-        arrays = _constant_inputs(node)
-        if arrays is None or node.outputs[0].is_graph_output():
+        arrays = constant_inputs(node, {}) if may_be_folded(node) else None
+        if arrays is None or not _affordable(node, arrays, opset):
             continue
-        if not _affordable(node, arrays, opset):
-            continue
-        results = _evaluate(node, arrays, opset)
+        results = evaluate_constant(node, arrays, opset)
         if results is None:
             continue
-        for output, result in zip(node.outputs, results, strict=True):
-            tensor = ir.tensor(result, name=output.name)
-            value = ir.Value(
-                name=output.name, shape=ir.Shape(result.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-            output.replace_all_uses_with(value)
-            graph.register_initializer(value)
-        graph.remove(node, safe=True)
+        replace_by_constant(graph, node, results)
         changes["{n} constant node{s} folded"] += 1
     return changes
 
 
-def _constant_inputs(node: ir.Node) -> list[np.ndarray | None] | None:
-    """The input arrays, None for an absent optional input; or None if the node must not or cannot be folded."""
+def replace_by_constant(graph: ir.Graph, node: ir.Node, results: list[np.ndarray]) -> None:
+    """Let initializers of `graph` take the place of a node's outputs, under their names."""
+    for output, result in zip(node.outputs, results, strict=True):
+        tensor = ir.tensor(result, name=output.name)
+        value = ir.Value(
+            name=output.name, shape=ir.Shape(result.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        output.replace_all_uses_with(value)
+        graph.register_initializer(value)
+    graph.remove(node, safe=True)
+
+
+def may_be_folded(node: ir.Node) -> bool:
+    """Whether a node is a function of its inputs alone, and neither a part nor a result of the model's interface."""
     if node.domain not in {"", "ai.onnx"} or node.op_type in _KEPT or not node.inputs:
-        return None
+        return False
     if any(
         attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values()
     ):
-        return None
-    if any(output.is_graph_output() or not output.name for output in node.outputs):
-        return None
+        return False
+    return not any(output.is_graph_output() or not output.name for output in node.outputs)
+
+
+def constant_inputs(node: ir.Node, known: Mapping[ir.Value, np.ndarray]) -> list[np.ndarray | None] | None:
+    """Return a node's input arrays, None for an absent optional input; or None if one is not constant.
+
+    Args:
+        node: The node.
+        known: Values that are constant too, though no initializer holds them.
+    """
     arrays: list[np.ndarray | None] = []
     for value in node.inputs:
         if value is None:
             arrays.append(None)
+            continue
+        if value in known:
+            arrays.append(known[value])
             continue
         if value.const_value is None or value.const_value.dtype not in _DTYPES:
             return None
@@ -138,7 +153,7 @@ def _affordable(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> b
     return total <= max(_FREE_BYTES, freed)
 
 
-def _evaluate(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
+def evaluate_constant(node: ir.Node, arrays: list[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
     """Run one node in ONNX's reference implementation, the only engine that is there wherever lowbit is."""
     feeds = {
         value.name: array

@@ -1,0 +1,190 @@
+"""`lowbit quantize`: an ONNX model and some data in, a verified artifact out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lowbit.cli.metrics import load_metric
+from lowbit.cli.outputs import Outputs
+from lowbit.cli.parameters import FILE, Command, check_model, data_source, option, preprocessing, quality_options
+from lowbit.cli.progress import stages
+from lowbit.cli.screen import show
+
+if TYPE_CHECKING:
+    from lowbit.plan.plan import Plan
+    from lowbit.plan.recipe import Recipe
+
+__all__ = ["quantize"]
+
+_DATA, _HOW, _FILES, _RUN = "Data and quality", "What becomes of the model", "Files", "Measuring and printing"
+_DECIDED = ("target", "weights", "activations", "method", "calibration", "percentile", "exclude", "io")
+
+
+@click.command(cls=Command)
+@click.argument("model", type=FILE)
+@option(
+    _DATA,
+    "--data",
+    metavar="PATH",
+    help="Samples to calibrate on: .npz (one array per input, first axis = samples), .npy, a folder of these or of "
+    "pictures, or a .zip. `random` tries without any. A fifth is kept back to verify on.",
+)
+@option(_DATA, "--test-data", metavar="PATH", help="Other samples to verify on, instead of a part of --data.")
+@quality_options(_DATA)
+@option(_DATA, "--samples", type=int, metavar="N", help="Calibrate on at most so many samples.  [300]")
+@option(_HOW, "--target", metavar="NAME", help="Where the model will run; `lowbit targets` lists them.  [host]")
+@option(
+    _HOW,
+    "--weights",
+    metavar="FORMAT",
+    help="int8, int4, int2, float16, bfloat16 …, then :per-tensor, :per-channel or :block=32.  [the target's]",
+)
+@option(_HOW, "--activations", metavar="FORMAT", help="uint8, int8, int16, none or dynamic.  [the target's]")
+@option(_HOW, "--method", metavar="auto|static|dynamic|weight-only", help="How operators are quantized.  [auto]")
+@option(
+    _HOW,
+    "--calibration",
+    metavar="auto|minmax|moving-average|percentile|mse|entropy",
+    help="How ranges of activations are chosen.  [auto]",
+)
+@option(_HOW, "--percentile", type=float, metavar="PERCENT", help="What --calibration percentile keeps.  [99.99]")
+@option(
+    _HOW,
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave operators in float: a name with * and ?, re:EXPRESSION or op:TYPE. May be repeated.",
+)
+@option(_HOW, "--io", metavar="float|int8", help="Whether inputs and outputs stay float or carry codes.  [float]")
+@option(_HOW, "--seed", type=int, metavar="N", help="Seed of everything random.  [0]")
+@option(_HOW, "--recipe", type=FILE, metavar="FILE", help="All of this as YAML; options given here win over it.")
+@option(_HOW, "--plan", type=FILE, metavar="FILE", help="Apply a saved plan as it is: the same bytes come out.")
+@option(
+    _FILES,
+    "-o",
+    "--output",
+    type=FILE,
+    metavar="OUT",
+    help="The artifact; a file that exists is replaced in one step.  [beside MODEL, as STEM.int8.onnx]",
+)
+@option(_FILES, "--report", type=FILE, metavar="FILE", help="Write the report as one HTML file.")
+@option(_FILES, "--save-plan", type=FILE, metavar="FILE", help="Write what was decided, and why, as YAML.")
+@option(_RUN, "--threads", type=click.IntRange(min=1), default=1, metavar="N", help="For latency and memory.  [1]")
+@option(
+    _RUN,
+    "--time",
+    "seconds",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    metavar="SECONDS",
+    help="How long latency is measured; 0 leaves it out.  [2]",
+)
+@option(_RUN, "--details", is_flag=True, help="Print every operator and layer.")
+@option(_RUN, "--quiet", is_flag=True, help="Print warnings and errors only.")
+@click.pass_obj
+def quantize(
+    outputs: Outputs,
+    model: Path,
+    data: str | None,
+    test_data: str | None,
+    preprocess: str | None,
+    labels: Path | None,
+    metric: str | None,
+    recipe: Path | None,
+    plan: Path | None,
+    output: Path | None,
+    report: Path | None,
+    save_plan: Path | None,
+    threads: int,
+    seconds: float,
+    details: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Make MODEL (ONNX) small and fast for a target, and measure what it cost.
+
+    The artifact is loaded in the engine, compared with the float model on samples that calibration has not seen, and
+    timed beside it. `--method auto` leaves in float what integers would make slower.
+    """
+    check_model(model)
+    given = {key: value for key, value in options.items() if value is not None and value != ()}
+    settings = _settings(recipe, given)
+    fixed = _plan(plan, recipe, given)
+    inputs = (model, labels, recipe, plan, *(Path(text) for text in (data, test_data) if text not in {None, "random"}))
+    artifact = outputs.reserve(output or _default_output(model, settings, fixed), inputs=inputs)
+    for path in (report, save_plan):
+        if path is not None:
+            outputs.reserve(path, inputs=inputs)
+    scored = load_metric(metric)
+    if scored is None and labels is not None:
+        from lowbit.methods.compare import top1_accuracy
+
+        scored = top1_accuracy
+    transform = preprocessing(preprocess)
+
+    from lowbit.methods.quantize import quantize as run
+
+    result = run(
+        model,
+        data_source(data),
+        test_data=data_source(test_data),
+        labels=labels,
+        preprocessing=transform,
+        recipe=settings,
+        plan=fixed,
+        metric=scored,
+        threads=threads,
+        measure_seconds=seconds,
+        stages=stages(quiet=quiet),
+    )
+    result.save(artifact)
+    if save_plan is not None:
+        result.save_plan(save_plan)
+    if report is not None:
+        result.report(report)
+    if quiet:
+        for warning in result.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        return
+    from rich.padding import Padding
+    from rich.text import Text
+
+    wrote = ", ".join(str(path) for path in (artifact, report, save_plan) if path is not None)
+    show([*result.renderables(details=details), Padding(Text(f"wrote {wrote}", overflow="fold"), (1, 1, 0, 1))])
+
+
+def _settings(path: Path | None, given: dict[str, Any]) -> Recipe:
+    """Return the recipe: the file's, with what was given on the command line in its place."""
+    from lowbit.plan.recipe import Recipe
+
+    base = Recipe.from_yaml(path) if path is not None else Recipe()
+    return Recipe.from_dict({**base.to_dict(), **given})
+
+
+def _plan(path: Path | None, recipe: Path | None, given: dict[str, Any]) -> Plan | None:
+    """Read the plan, which leaves nothing to decide."""
+    if path is None:
+        return None
+    contradicting = [f"--{key}" for key in _DECIDED if key in given] + (["--recipe"] if recipe is not None else [])
+    if contradicting:
+        raise click.UsageError(f"{', '.join(contradicting)} cannot change what --plan has decided; edit the plan instead")
+    from lowbit.plan.files import read_plan
+
+    return read_plan(path)
+
+
+def _default_output(model: Path, recipe: Recipe, plan: Plan | None) -> Path:
+    """Name the artifact after its weights, beside the model: `net.onnx` gives `net.int8.onnx`."""
+    from lowbit.formats import parse_format
+    from lowbit.targets import find_target
+
+    if plan is None:
+        texts = [recipe.weights or find_target(recipe.target).weights]
+    else:
+        texts = [site.weights for site in plan.sites if site.weights is not None]
+    element = parse_format(max(texts, key=texts.count)).element.name if texts else "float"
+    stem = model.stem if model.suffix.lower() == ".onnx" else model.name
+    return model.with_name(f"{stem}.{element}.onnx")
