@@ -16,6 +16,8 @@ __all__ = ["EncodedWeight", "corrected_bias", "encode_matrix", "encode_weight"]
 
 # The accumulator and the bias are int32; a quarter of that range is left to the products.
 _BIAS_LIMIT = 2.0**29
+# How often the scale of a whole tensor may grow before every channel gets its own.
+_ROUNDS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -175,14 +177,18 @@ def _safe(
         matrix = conv_to_kn(weight)
     else:
         matrix = weight.T if axis == 0 else weight
+    matrix = np.ascontiguousarray(matrix)
     scale = np.broadcast_to(parameters.scale, (matrix.shape[1],)).astype(np.float32)
+    codes, safe_scale, report = make_safe(matrix, scale, narrow=fmt.narrow)
     if isinstance(fmt.granularity, PerTensor):
-        # One scale for all columns: what the worst column needs, so that the format stays per tensor.
-        _, grown, _ = make_safe(np.ascontiguousarray(matrix), scale, narrow=fmt.narrow)
-        scale = np.full_like(grown, grown.max())
-    codes, safe_scale, report = make_safe(np.ascontiguousarray(matrix), scale, narrow=fmt.narrow)
-    if isinstance(fmt.granularity, PerTensor) and (safe_scale != safe_scale[0]).any():
-        fmt = Format(fmt.element, PerChannel(axis), fmt.symmetric, fmt.narrow)
+        for _ in range(_ROUNDS):
+            if (safe_scale == safe_scale[0]).all():
+                break
+            # One scale for all columns is the largest; with it another column may want a still larger one.
+            codes, safe_scale, _ = make_safe(matrix, np.full_like(scale, safe_scale.max()), narrow=fmt.narrow)
+        if (safe_scale != safe_scale[0]).any():
+            fmt = Format(fmt.element, PerChannel(axis), fmt.symmetric, fmt.narrow)
+            notes += ("per channel instead of per tensor: no single scale keeps every pair of products from saturating",)
     final = safe_scale if isinstance(fmt.granularity, PerChannel) else safe_scale[0].reshape(())
     restored = kn_to_conv(codes, weight.shape) if weight.ndim > 2 else (codes.T if axis == 0 else codes)
     if report.hazards:
