@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from lowbit import Plan, Preprocessing, Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-READERS = {"recipe": Recipe.from_dict, "plan": Plan.from_dict, "preprocessing": Preprocessing.from_dict}
+READERS: dict[str, Any] = {"recipe": Recipe.from_dict, "plan": Plan.from_dict, "preprocessing": Preprocessing.from_dict}
 # Blocks that show something and cannot be run: output, grammar, the developers' own commands.
 SHOWN = {"", "text", "sh", "console"}
 
@@ -44,14 +45,19 @@ BLOCKS = blocks()
 PAGES_WITH_PYTHON = [page for page in PAGES if any(b.page == page and b.language == "python" for b in BLOCKS)]
 
 
-def commands() -> list[tuple[Block, str]]:
+def commands(page: Path) -> list[str]:
+    """Return the `lowbit` commands of a page, in order."""
     found = []
     for block in BLOCKS:
-        if block.language in {"sh", "console", ""}:
-            joined = block.code.replace("\\\n", " ")
-            lines = [line.strip().removeprefix("$ ") for line in joined.splitlines()]
-            found += [(block, line) for line in lines if line.startswith("lowbit ")]
+        if block.page == page and block.language in {"sh", "console", ""}:
+            lines = block.code.replace("\\\n", " ").splitlines()
+            found += [
+                line for line in (line.strip().removeprefix("$ ") for line in lines) if line.startswith("lowbit ")
+            ]
     return found
+
+
+PAGES_WITH_COMMANDS = [page for page in PAGES if commands(page)]
 
 
 def test_there_is_something_to_check() -> None:
@@ -90,16 +96,18 @@ def test_yaml_is_read_and_written_back(block: Block) -> None:
     assert data.items() <= value.to_dict().items() or kind == "preprocessing"
 
 
-@pytest.mark.parametrize(("block", "command"), commands(), ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.name)
 def test_commands_run(
-    block: Block, command: str, user_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    page: Path, user_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The commands of a page run one after the other in one folder, as a reader would type them."""
     from lowbit.cli import main
 
-    del block, user_folder
+    del user_folder
     monkeypatch.setenv("LOWBIT_TRACEBACK", "1")
-    status = main(shlex.split(command, comments=True)[1:])
-    assert status == 0, "".join(capfd.readouterr())
+    for command in commands(page):
+        status = main(shlex.split(command, comments=True)[1:])
+        assert status == 0, f"{command}: {''.join(capfd.readouterr())}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

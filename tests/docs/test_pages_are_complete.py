@@ -28,7 +28,7 @@ def page(name: str) -> str:
 
 def rows(text: str) -> dict[str, list[str]]:
     """Return the rows of all tables by the code in their first cell; the first of a name counts."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `"):
