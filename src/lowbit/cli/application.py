@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +19,10 @@ from lowbit.cli.outputs import Outputs
 from lowbit.cli.quantize import quantize
 from lowbit.cli.targets import targets
 from lowbit.exceptions import LowbitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
 
 __all__ = ["BUG", "INTERRUPTED", "OK", "WRONG_INPUT", "application", "main"]
 
@@ -92,9 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands behind `lowbit`; by default what this process was started with.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Terminals that cannot show a character get a question mark, not a traceback.
-        if isinstance(stream, _reconfigurable()):
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a question mark where the terminal lacks a character, no traceback
     try:
         with _terminable():
             status = application.main(
@@ -107,12 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _report(KeyboardInterrupt(), Outputs())
     return status if isinstance(status, int) else OK
-
-
-def _reconfigurable() -> type:
-    import io
-
-    return io.TextIOWrapper
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from lowbit.data import Preprocessing
 
-__all__ = ["Command", "FILE", "Option", "check_model", "data_source", "option", "preprocessing", "quality_options"]
+__all__ = ["FILE", "Command", "Option", "check_model", "data_source", "option", "preprocessing", "quality_options"]
 
 FILE = click.Path(path_type=Path)
 
@@ -33,9 +33,9 @@ class Command(click.Command):
         """Write the options, each group under its name, in the order in which the groups first occur."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(context):
-            record = parameter.get_help_record(context)
+            record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
             if record is not None:
-                group = parameter.group if isinstance(parameter, Option) else "Other"
+                group = parameter.group if isinstance(parameter, Option) else "Help"
                 groups.setdefault(group, []).append(record)
         for group, records in groups.items():
             with formatter.section(group):
@@ -57,7 +57,8 @@ def quality_options(group: str) -> Callable[[_Function], _Function]:
                     group,
                     "--preprocess",
                     metavar="SPEC|FILE.yaml",
-                    help="How a picture becomes an input, e.g. size=256,crop=224,mean=127,std=128,layout=NCHW,color=RGB.",
+                    help="How a picture becomes an input, e.g. "
+                    "size=256,crop=224,mean=127,std=128,layout=NCHW,color=RGB",
                 ),
                 option(
                     group,

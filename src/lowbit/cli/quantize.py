@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lowbit.cli.metrics import load_metric
-from lowbit.cli.outputs import Outputs
 from lowbit.cli.parameters import FILE, Command, check_model, data_source, option, preprocessing, quality_options
 from lowbit.cli.progress import stages
 from lowbit.cli.screen import show
 
 if TYPE_CHECKING:
+    from lowbit.cli.outputs import Outputs
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe
 
@@ -23,7 +23,7 @@ _DATA, _HOW, _FILES, _RUN = "Data and quality", "What becomes of the model", "Fi
 _DECIDED = ("target", "weights", "activations", "method", "calibration", "percentile", "exclude", "io")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="An ONNX model in, a verified small one out.")
 @click.argument("model", type=FILE)
 @option(
     _DATA,
@@ -40,7 +40,7 @@ _DECIDED = ("target", "weights", "activations", "method", "calibration", "percen
     _HOW,
     "--weights",
     metavar="FORMAT",
-    help="int8, int4, int2, float16, bfloat16 …, then :per-tensor, :per-channel or :block=32.  [the target's]",
+    help="int8, int4, int2, float16 …, then :per-tensor, :per-channel or :block=32.  [the target's]",
 )
 @option(_HOW, "--activations", metavar="FORMAT", help="uint8, int8, int16, none or dynamic.  [the target's]")
 @option(_HOW, "--method", metavar="auto|static|dynamic|weight-only", help="How operators are quantized.  [auto]")
@@ -87,6 +87,7 @@ _DECIDED = ("target", "weights", "activations", "method", "calibration", "percen
 @click.pass_obj
 def quantize(
     outputs: Outputs,
+    /,
     model: Path,
     data: str | None,
     test_data: str | None,
@@ -170,7 +171,9 @@ def _plan(path: Path | None, recipe: Path | None, given: dict[str, Any]) -> Plan
         return None
     contradicting = [f"--{key}" for key in _DECIDED if key in given] + (["--recipe"] if recipe is not None else [])
     if contradicting:
-        raise click.UsageError(f"{', '.join(contradicting)} cannot change what --plan has decided; edit the plan instead")
+        raise click.UsageError(
+            f"{', '.join(contradicting)} cannot change what --plan has decided; edit the plan instead"
+        )
     from lowbit.plan.files import read_plan
 
     return read_plan(path)

@@ -9,11 +9,10 @@ from lowbit.cli.screen import show
 __all__ = ["targets"]
 
 
-@click.command()
+@click.command(short_help="The targets, and which one this machine is.")
 def targets() -> None:
     """List the targets, and which of them this machine is."""
-    from rich import box
-    from rich.table import Table
+    from rich.padding import Padding
     from rich.text import Text
 
     from lowbit.exceptions import TargetError
@@ -24,15 +23,11 @@ def targets() -> None:
         host = host_target().name
     except TargetError:
         host = ""
-    table = Table(box=box.SIMPLE_HEAD, header_style="#767676", padding=(0, 1, 0, 0))
-    table.add_column("target", no_wrap=True)
-    table.add_column("what it is", overflow="fold", ratio=3)
-    table.add_column("defaults", overflow="fold", ratio=1)
-    table.add_column("costs", overflow="fold", ratio=2)
+    parts: list[object] = []
     for target in TARGETS.values():
-        name = Text(target.name, style="bold" if target.name == host else "")
-        if target.name == host:
-            name.append("\nhost: this machine", style="#00875f")
-        formats = f"W {target.weights}\nA {target.activations}"
-        table.add_row(name, target.description, formats, Text(target.measured, style="#767676"))
-    show([table])
+        here = ("  host: this machine", "#00875f") if target.name == host else ""
+        parts.append(Text.assemble((target.name, "bold"), here))
+        defaults = f"weights {target.weights}, activations {target.activations} by default"
+        lines = Text("\n").join([Text(target.description), Text(defaults), Text(f"costs: {target.measured}", "#767676")])
+        parts.append(Padding(lines, (0, 0, 1, 2)))
+    show(parts)

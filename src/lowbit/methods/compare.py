@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lowbit.data import Dataset, Preprocessing, input_specs, open_data
 from lowbit.exceptions import DataError, ModelError
 from lowbit.graph import clean, load_model, save_model
 from lowbit.graph.constants import constant_array, is_constant
+from lowbit.methods.inspect import inspect
 from lowbit.methods.quantize import Stages, silent
 from lowbit.methods.verify import Metric, sqnr_db, verify
 from lowbit.plan.verification import LayerQuality, Verification
@@ -22,7 +22,10 @@ from lowbit.runtime.session import Feed, open_session
 from lowbit.runtime.staging import staged, with_outputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx
+    from numpy.typing import NDArray
 
 __all__ = ["compare", "compare_layers", "top1_accuracy"]
 
@@ -98,14 +101,19 @@ def compare(
             with stages("Compare layer by layer", None):
                 feeds = [feed for feed, _ in zip(dataset, range(_LAYER_SAMPLES), strict=False)]
                 layers = compare_layers(clean(first).model, second, feeds)
-            return dataclasses.replace(measured, layers=layers, warnings=dataset.warnings)
+            planned = sum(
+                operator.execution in {"static", "dynamic"} and operator.weights is not None
+                for operator in inspect(second, engine=False).operators
+            )
+            return dataclasses.replace(measured, layers=layers, planned_integer=planned, warnings=dataset.warnings)
 
 
 def top1_accuracy(outputs: list[list[NDArray[Any]]], labels: NDArray[Any] | None) -> float:
     """Return the fraction of samples whose highest score is the label's.
 
     Args:
-        outputs: For each feed the model's outputs, the first of them `[batch, classes]` (or with more axes of length 1).
+        outputs: For each feed the model's outputs, the first of them `[batch, classes]`, or with more
+            axes of length 1.
         labels: `[samples]` integer.
 
     Raises:
@@ -121,7 +129,8 @@ def top1_accuracy(outputs: list[list[NDArray[Any]]], labels: NDArray[Any] | None
     if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         kind = "missing" if labels is None else f"{list(labels.shape)} {labels.dtype}"
         raise DataError(
-            f"the labels are {kind}", remedy="give one integer per sample, or your own metric (--metric module:function)"
+            f"the labels are {kind}",
+            remedy="give one integer per sample, or your own metric (--metric module:function)",
         )
     if labels.shape[0] != joined.shape[0]:
         raise DataError(f"there are {labels.shape[0]} labels for {joined.shape[0]} samples", remedy="give one for each")
@@ -134,7 +143,7 @@ def top1_accuracy(outputs: list[list[NDArray[Any]]], labels: NDArray[Any] | None
 
 
 def compare_layers(
-    cleaned: ir.Model, artifact: ir.Model, feeds: list[Feed], *, threads: int = 0
+    cleaned: ir.Model, artifact: ir.Model, feeds: Sequence[Feed], *, threads: int = 0
 ) -> tuple[LayerQuality, ...]:
     """Compare every tensor that both graphs have.
 
@@ -236,7 +245,7 @@ def _rows(cleaned: ir.Model, artifact: ir.Model) -> list[_Row]:
 def _absorbed(value: ir.Value, present: set[str]) -> ir.Value:
     """Return what became of `value` behind the activation functions that the artifact no longer has."""
     while True:
-        uses = value.uses()
+        uses = tuple(value.uses())
         if len(uses) != 1 or uses[0].node.op_type not in _FUSED or uses[0].node.outputs[0].name in present:
             return value
         value = uses[0].node.outputs[0]
