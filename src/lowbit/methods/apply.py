@@ -246,11 +246,12 @@ class _Weights:
                 self.editor, site.node, weight.name or "weight", encoded.codes, encoded.parameters, encoded.fmt
             )
             self._shared[key] = (decoded, encoded)
-        site.node.replace_input_with(site.weight_index, decoded)
         mean = unpack_floats(entry.input_mean) if entry.input_mean else None
+        # Before the site's weight becomes the decoded one, of which nothing is lost any more.
         bias = corrected_bias(site, encoded, mean)
         if bias is not None:
             self._bias(site, bias, np.float32(scale), encoded)
+        site.node.replace_input_with(site.weight_index, decoded)
         return encoded.notes
 
     def _bias(self, site: Site, bias: NDArray[np.float32], input_scale: Any, encoded: EncodedWeight) -> None:
