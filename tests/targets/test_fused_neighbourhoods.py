@@ -168,7 +168,7 @@ def test_neighbourhood(name: str, quantize_text: Callable) -> None:
     counts = quantized.counts()
     assert {key: counts.get(key, 0) for key in case.counts} == case.counts, counts
     assert not quantized.names() & set(case.absent)
-    # Gaussian inputs use about a third of a range: what 8 bits leave is far above this, what a wrong scale leaves below.
+    # Of Gaussian inputs 8 bits leave far more than this, a wrong scale far less.
     for exact, real, simulated in quantized.outputs():
         step = quantized.step() or 1e-5 * float(np.abs(exact).max())
         assert np.abs(real - simulated).max() <= (case.steps + 0.01) * step
