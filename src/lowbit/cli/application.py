@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -39,6 +40,9 @@ _EPILOG = (
     "Exit status: 0 done, 1 a bug in lowbit, 2 wrong input (one line on stderr says what), 130 interrupted. "
     "Files are written whole or not at all. LOWBIT_TRACEBACK=1 adds the Python traceback to an error."
 )
+
+
+_WORD = re.compile(r"^[a-z]+(?=[ ,;]|$)")
 
 
 class _Stopped(KeyboardInterrupt):
@@ -150,7 +154,7 @@ def _report(error: BaseException, outputs: Outputs) -> int:
         return 128 + int(signal.SIGTERM) if isinstance(error, _Stopped) else INTERRUPTED
     suffix = f" ({written} was written before)" if written else ""
     if isinstance(error, LowbitError):
-        _line("error", f"{error}{suffix}")
+        _line("error", f"{_sentences(error)}{suffix}")
         return WRONG_INPUT
     if isinstance(error, MemoryError):
         _line("error", f"Out of memory. Use a machine with more, or fewer and smaller samples.{suffix}")
@@ -170,8 +174,18 @@ def _usage(error: click.ClickException) -> int:
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context is not None else "lowbit"
     said = " ".join(error.format_message().split()).rstrip(".")
-    _line("error", f"{said}. See `{command} --help`.")
+    _line("error", f"{said}{'' if said.endswith('?') else '.'} See `{command} --help`.")
     return WRONG_INPUT
+
+
+def _sentences(error: LowbitError) -> str:
+    """Return value, cause and remedy as sentences; a name at the start of one keeps its spelling."""
+    parts = [" ".join(part.split()).rstrip(".") for part in (error.what, error.cause, error.remedy) if part.strip()]
+    return " ".join(f"{part if number == 0 else _WORD.sub(_capital, part)}." for number, part in enumerate(parts))
+
+
+def _capital(found: re.Match[str]) -> str:
+    return found[0].capitalize()
 
 
 def _line(label: str, text: str, *, end: str = ": ") -> None:

@@ -78,15 +78,16 @@ def _operators(found: Check) -> RenderableType:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         header_style=_QUIET,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
     )
     table.add_column("operator", no_wrap=True)
-    for name in ("count", "integer", "small weights", "float"):
+    small = any(row.weights for row in found.operators)
+    for name in ("count", "integer", *(("weights only",) if small else ()), "float"):
         table.add_column(name, justify="right", no_wrap=True)
     timed = found.float_us is not None
     if timed:
-        table.add_column("time in float", justify="right", no_wrap=True)
-        table.add_column("as planned", justify="right", no_wrap=True)
+        table.add_column("float time", justify="right", no_wrap=True)
+        table.add_column("planned", justify="right", no_wrap=True)
     for row in found.operators:
         times = [
             Text(NOTHING if time is None else microseconds_text(time), style=_QUIET if time is None else "")
@@ -96,12 +97,14 @@ def _operators(found: Check) -> RenderableType:
             row.op_type,
             str(row.count),
             cell(row.integer, "#00875f"),
-            cell(row.weights, "#a55bd0"),
+            *((cell(row.weights, "#a55bd0"),) if small else ()),
             cell(row.count - row.integer - row.weights, ""),
             *(times if timed else ()),
         )
     if timed and found.conversions_us:
-        table.add_row(Text("conversions", style=_QUIET), "", "", "", "", "", microseconds_text(found.conversions_us))
+        table.add_row(
+            Text("conversions", style=_QUIET), *[""] * (5 if small else 4), microseconds_text(found.conversions_us)
+        )
     return table
 
 

@@ -120,15 +120,20 @@ def compare(
     if details:
         parts += [sites_table(plan), layers_table(verification), kernels_table(verification)]
     elif verification.layers:
-        parts.append(_worst(verification))
+        parts += _worst(verification)
     show(parts)
 
 
-def _worst(verification: Verification) -> RenderableType:
-    """Return the few layers that lose most, each beside what it had before it."""
+def _worst(verification: Verification) -> list[RenderableType]:
+    """Return the few layers that are furthest from float."""
+    from rich.padding import Padding
+    from rich.text import Text
+
     from lowbit.report.terminal import layers_table
     from lowbit.report.verdict import layer_db
 
     kept = sorted(verification.layers, key=layer_db)[:_WORST_LAYERS]
     shown = tuple(layer for layer in verification.layers if layer in kept)
-    return layers_table(dataclasses.replace(verification, layers=shown))
+    said = f"The {len(shown)} of {len(verification.layers)} layers furthest from float; --details shows all."
+    table = layers_table(dataclasses.replace(verification, layers=shown))
+    return [Text(), table, Padding(Text(said, style="#767676"), (0, 1))]

@@ -30,7 +30,7 @@ def inspect(model: Path, details: bool) -> None:
     from lowbit.report.terminal import reasons_summary, sites_table
 
     found = run(model)
-    parts: list[object] = [_heading("", found.source), _facts(found), _stored(found)]
+    parts: list[object] = [_heading(found.source), _facts(found), _stored(found)]
     plan = found.as_plan()
     parts.append(_heading("Operators"))
     parts.append(sites_table(plan) if details else reasons_summary(plan))
@@ -39,11 +39,11 @@ def inspect(model: Path, details: bool) -> None:
     show(parts)
 
 
-def _heading(text: str, title: str = "") -> RenderableType:
+def _heading(text: str) -> RenderableType:
     from rich.padding import Padding
     from rich.text import Text
 
-    return Padding(Text(title or text, style="bold"), (1, 0, 0, 0))
+    return Padding(Text(text, style="bold"), (1, 0, 0, 0))
 
 
 def _facts(found: Inspection) -> RenderableType:
@@ -87,20 +87,14 @@ def _stored(found: Inspection) -> RenderableType:
 
 
 def _engine(found: Inspection) -> list[object]:
-    from rich.table import Table
+    from rich.columns import Columns
     from rich.text import Text
 
     heading = _heading(f"Kernels in {found.engine}, after its own optimization")
     if found.kernels is None:
         return [heading, Text(f"it does not load this file: {found.refusal}", style="#e0303a")]
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(overflow="fold")
-    line = Text(", ").join(
-        Text.assemble(f"{count} × ", (name, "bold"))
-        for name, count in sorted(found.kernels.items(), key=lambda item: -item[1])
-    )
-    grid.add_row(line)
-    return [heading, grid]
+    ordered = sorted(found.kernels.items(), key=lambda item: -item[1])
+    return [heading, Columns([Text.assemble(f"{count} × ", (name, "bold")) for name, count in ordered], padding=(0, 2))]
 
 
 def _closing(found: Inspection) -> RenderableType:

@@ -53,7 +53,7 @@ class Outputs:
                 f"'{path}' cannot be written",
                 cause=error.strerror or str(error),
                 remedy=f"create the folder {path.parent}"
-                if error.errno == errno.ENOENT
+                if error.errno == errno.ENOENT and not path.parent.is_dir()
                 else "choose a folder that you may write to",
             ) from error
         self._before[resolved] = _identity(resolved)

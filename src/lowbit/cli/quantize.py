@@ -154,7 +154,8 @@ def quantize(
     from rich.text import Text
 
     wrote = ", ".join(str(path) for path in (artifact, report, save_plan) if path is not None)
-    show([*result.renderables(details=details), Padding(Text(f"wrote {wrote}", overflow="fold"), (1, 1, 0, 1))])
+    summary, *others = result.renderables(details=details)
+    show([summary, "", *others, Padding(Text(f"wrote {wrote}", overflow="fold"), (1, 1, 0, 1))])
 
 
 def _settings(path: Path | None, given: dict[str, Any]) -> Recipe:

@@ -28,6 +28,8 @@ def targets() -> None:
         here = ("  host: this machine", "#00875f") if target.name == host else ""
         parts.append(Text.assemble((target.name, "bold"), here))
         defaults = f"weights {target.weights}, activations {target.activations} by default"
-        lines = Text("\n").join([Text(target.description), Text(defaults), Text(f"costs: {target.measured}", "#767676")])
+        lines = Text("\n").join(
+            [Text(target.description), Text(defaults), Text(f"costs: {target.measured}", "#767676")]
+        )
         parts.append(Padding(lines, (0, 0, 1, 2)))
     show(parts)

@@ -93,7 +93,7 @@ def compare(
                     feeds=dataset,
                     labels=dataset.labels,
                     metric=scored,
-                    metric_name=getattr(scored, "__name__", "metric").replace("_", " "),
+                    metric_name="top-1 accuracy" if scored is top1_accuracy else getattr(scored, "__name__", "metric"),
                     threads=threads,
                     seconds=measure_seconds,
                     advance=advance,
@@ -221,20 +221,20 @@ def _rows(cleaned: ir.Model, artifact: ir.Model) -> list[_Row]:
     for node in artifact.graph:
         present.update(value.name for value in node.outputs if value.name)
         if node.op_type == "QuantizeLinear" and node.inputs[0] is not None and not is_constant(node.inputs[0]):
-            named[node.name or ""] = node
+            named[node.name or ""] = named[node.outputs[0].name or ""] = node
             reading.setdefault(node.inputs[0].name or "", node)
     rows: dict[str, _Row] = {}
     for node in cleaned.graph:
         for value in node.outputs:
             name = value.name or ""
-            quantizer = named.get(f"{name}_QuantizeLinear")
+            quantizer = named.get(f"{name}_QuantizeLinear") or named.get(f"{name}_codes")
             if quantizer is None and name in reading:
                 quantizer = reading[name]
                 value = _absorbed(value, present)
             tensor = value.name or ""
             if tensor in rows or value.dtype is not ir.DataType.FLOAT:
                 continue
-            row = _coded(node, tensor, quantizer) if quantizer is not None else None
+            row = _coded(_root(node, quantizer), tensor, quantizer) if quantizer is not None else None
             if row is None and name == tensor and name in present:
                 row = _Row(node=node.name or "", op_type=node.op_type, tensor=tensor, decoded=tensor)
             if row is not None:
@@ -249,6 +249,18 @@ def _absorbed(value: ir.Value, present: set[str]) -> ir.Value:
         if len(uses) != 1 or uses[0].node.op_type not in _FUSED or uses[0].node.outputs[0].name in present:
             return value
         value = uses[0].node.outputs[0]
+
+
+def _root(node: ir.Node, quantizer: ir.Node) -> ir.Node:
+    """Return the operator whose codes these are, where the artifact has lost the activation function behind it."""
+    written = quantizer.inputs[0].producer() if quantizer.inputs[0] is not None else None
+    while node.op_type in _FUSED and (written is None or written.op_type != node.op_type):
+        source = node.inputs[0]
+        producer = source.producer() if source is not None else None
+        if source is None or producer is None or len(source.uses()) != 1:
+            break
+        node = producer
+    return node
 
 
 def _coded(node: ir.Node, tensor: str, quantizer: ir.Node) -> _Row | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ __all__ = ["PLAN_KEY", "Inspection", "Stored", "TensorInfo", "inspect"]
 
 PLAN_KEY = "lowbit.plan"
 """Entry of the model's metadata that may hold the plan as JSON."""
+
+
+_UNEXPLAINED = "left in float"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +163,7 @@ def inspect(
         inputs=tuple(_info(value) for value in loaded.graph.inputs if value.name not in loaded.graph.initializers),
         outputs=tuple(_info(value) for value in loaded.graph.outputs),
         stored=_stored(loaded),
-        operators=tuple(_operators(graph, formats, _target(target), plan)),
+        operators=_told(tuple(_operators(graph, formats, _target(target), plan))),
         conversions=formats.conversions(),
         plan=plan,
         engine=engine_version(),
@@ -185,6 +189,18 @@ def _operators(graph: ir.Model, formats: StoredFormats, target: Target, plan: Pl
         )
 
 
+def _told(operators: tuple[SitePlan, ...]) -> tuple[SitePlan, ...]:
+    """Where nothing is quantized, say so instead of wondering about every operator."""
+    if any(operator.execution != "float" for operator in operators):
+        return operators
+    return tuple(
+        dataclasses.replace(operator, reason="nothing in this file is quantized")
+        if operator.reason.startswith(_UNEXPLAINED)
+        else operator
+        for operator in operators
+    )
+
+
 def _reason(site: Site, execution: str, formats: StoredFormats, target: Target) -> str:
     """Say what the graph shows of why an operator is what it is."""
     if execution == "static":
@@ -201,7 +217,7 @@ def _reason(site: Site, execution: str, formats: StoredFormats, target: Target) 
     weight = formats.has_weight(site)
     if formats.reads_codes(site):
         return "its input is quantized, its weight is not" if weight else "one of its inputs is not quantized"
-    return f"left in float, though {target.engine} has an integer kernel"
+    return f"{_UNEXPLAINED}, though {target.engine} has an integer kernel"
 
 
 def _target(target: str | Target) -> Target:
