@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lowbit.graph import model_size
+from lowbit.methods.interface import Interface, coded_interface
 from lowbit.plan.plan import Plan
 from lowbit.plan.sites import Site
 from lowbit.plan.verification import LayerQuality, MetricResult, OutputQuality, Verification
@@ -126,6 +127,7 @@ def verify(
     reference = open_session(float_path, threads=quality_threads)
     real = open_session(artifact_path, threads=quality_threads)
     simulated = open_session(artifact_path, threads=quality_threads, optimized=False)
+    interface = coded_interface(real, plan)
     outputs = {name: _Output() for name in reference.outputs}
     kept: dict[str, list[list[NDArray[Any]]]] = {"float": [], "artifact": []}
     first: list[Feed] = []
@@ -133,7 +135,9 @@ def verify(
     for feed in feeds:
         if len(first) < max(layer_samples, 1):
             first.append(feed)
-        wanted, got, modelled = reference.run(feed), real.run(feed), simulated.run(feed)
+        coded = interface.encode(feed)
+        wanted = reference.run(feed)
+        got, modelled = (interface.decode(session.outputs, session.run(coded)) for session in (real, simulated))
         for name, one, two, three in zip(reference.outputs, wanted, got, modelled, strict=True):
             if np.issubdtype(one.dtype, np.number):
                 outputs[name].add(one, two, three)
@@ -148,7 +152,7 @@ def verify(
         raise DataError("there are no samples to verify on", remedy="give test data, or more calibration data")
     layers: tuple[LayerQuality, ...] = ()
     if cleaned is not None and artifact is not None and plan is not None and layer_samples:
-        layers = _layers(cleaned, artifact, plan, sites, first[:layer_samples], quality_threads)
+        layers = _layers(cleaned, artifact, plan, sites, first[:layer_samples], interface, quality_threads)
     kernels = read_kernels(artifact_path, threads=threads)
     latency = None
     if seconds > 0:
@@ -156,6 +160,7 @@ def verify(
             open_session(float_path, threads=threads),
             open_session(artifact_path, threads=threads),
             first[0],
+            interface.encode(first[0]),
             threads=threads,
             batch=_batch(first[0]),
             seconds=seconds,
@@ -163,13 +168,15 @@ def verify(
     return Verification(
         engine=engine_version(),
         samples=samples,
-        outputs=tuple(_output_quality(name, output) for name, output in outputs.items() if output.real.signal or output.real.noise),
+        outputs=tuple(
+            _output_quality(name, output) for name, output in outputs.items() if output.real.signal or output.real.noise
+        ),
         layers=layers,
         float_bytes=model_size(float_path),
         artifact_bytes=model_size(artifact_path),
         latency=latency,
         float_peak_mb=peak_memory_mb(float_path, first[0], threads=threads) if memory else None,
-        artifact_peak_mb=peak_memory_mb(artifact_path, first[0], threads=threads) if memory else None,
+        artifact_peak_mb=peak_memory_mb(artifact_path, interface.encode(first[0]), threads=threads) if memory else None,
         kernels=kernels.counts(),
         float_kernels=read_kernels(float_path, threads=threads).counts(),
         integer_kernels=kernels.integer_count(),
@@ -254,7 +261,13 @@ def _batch(feed: Feed) -> int:
 
 
 def _layers(
-    cleaned: ir.Model, artifact: ir.Model, plan: Plan, sites: Sequence[Site], feeds: Sequence[Feed], threads: int
+    cleaned: ir.Model,
+    artifact: ir.Model,
+    plan: Plan,
+    sites: Sequence[Site],
+    feeds: Sequence[Feed],
+    interface: Interface,
+    threads: int,
 ) -> tuple[LayerQuality, ...]:
     """Compare every tensor that a site writes and that both graphs still have."""
     coded = {tensor.tensor: tensor for tensor in plan.activations}
@@ -272,7 +285,7 @@ def _layers(
             decoder = next((use.node for use in codes.uses() if use.node.op_type == "DequantizeLinear"), None)
             if decoder is not None and decoder.outputs[0].name and codes.name:
                 rows.append((site, name, decoder.outputs[0].name, codes.name))
-        elif name in present:
+        elif name in present and name not in interface.outputs:
             rows.append((site, name, name, None))
     if not rows:
         return ()
@@ -289,8 +302,9 @@ def _layers(
     noise = {row[1]: (_Noise(), _Noise()) for row in rows}
     for feed in feeds:
         exact = dict(zip(names, reference.run(feed, list(names)), strict=True))
-        modelled = dict(zip(decoded, simulated.run(feed, list(decoded)), strict=True))
-        emitted = dict(zip(codes_names, real.run(feed, list(codes_names)), strict=True)) if codes_names else {}
+        taken = interface.encode(feed)
+        modelled = dict(zip(decoded, simulated.run(taken, list(decoded)), strict=True))
+        emitted = dict(zip(codes_names, real.run(taken, list(codes_names)), strict=True)) if codes_names else {}
         for _, name, decoded_name, codes_name in rows:
             noise[name][1].add(exact[name], modelled[decoded_name])
             if codes_name is not None:

@@ -37,10 +37,12 @@ class Latency:
     threads: int
     batch: int = 1
 
+
 def compare_latency(
     reference: Session,
     artifact: Session,
     feed: Feed,
+    artifact_feed: Feed | None = None,
     *,
     threads: int,
     batch: int = 1,
@@ -58,6 +60,7 @@ def compare_latency(
         reference: The float model.
         artifact: The compressed model.
         feed: One set of inputs for both.
+        artifact_feed: The same as the artifact takes it, where that differs.
         threads: Threads that both engines were given, for the record.
         batch: Number of samples in `feed`, for the record.
         seconds: How long to measure, after a warm-up.
@@ -65,9 +68,10 @@ def compare_latency(
         most_pairs: Upper bound.
         advance: Called after every pair.
     """
-    for session in (reference, artifact):
-        for _ in range(3):
-            session.run(feed)
+    coded = feed if artifact_feed is None else artifact_feed
+    for _ in range(3):
+        reference.run(feed)
+        artifact.run(coded)
     start = time.perf_counter()
     reference.run(feed)
     repeats = max(1, int(1e-3 / max(time.perf_counter() - start, 1e-7)))
@@ -75,11 +79,11 @@ def compare_latency(
     deadline = time.perf_counter() + seconds
     while len(pairs) < least_pairs or (time.perf_counter() < deadline and len(pairs) < most_pairs):
         if len(pairs) % 2:
-            second = _time(artifact, feed, repeats)
+            second = _time(artifact, coded, repeats)
             first = _time(reference, feed, repeats)
         else:
             first = _time(reference, feed, repeats)
-            second = _time(artifact, feed, repeats)
+            second = _time(artifact, coded, repeats)
         pairs.append((first, second))
         advance()
     times = np.asarray(pairs)
