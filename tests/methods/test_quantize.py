@@ -212,11 +212,15 @@ def test_rules_and_exclusions(parse: Callable, noise: Callable) -> None:
 
 def test_an_integer_interface(parse: Callable, noise: Callable) -> None:
     proto = parse("g (float[1,64,20,20] x, float[128,64,1,1] w) => (float[1,128,20,20] y) { y = Conv(x, w) }")
-    result = run(proto, noise(proto, count=5), method="static", io="int8")
+    result = run(proto, noise(proto, count=5), method="static", io="int8", measure_seconds=0.1)
+    plain = run(proto, noise(proto, count=5), method="static")
     (value,) = result.model.graph.inputs
     (output,) = result.model.graph.outputs
     assert (value.name, value.dtype) == ("x", ir.DataType.UINT8)
     assert (output.name, output.dtype) == ("y", ir.DataType.UINT8)
+    # Measured in the units of the float model, and of the same quality.
+    assert result.verification.outputs == plain.verification.outputs
+    assert result.verification.latency is not None
 
 
 def test_every_kind_of_data(parse: Callable, noise: Callable, tmp_path: Path) -> None:
