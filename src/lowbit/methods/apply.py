@@ -174,7 +174,9 @@ def _code_activations(
 ) -> dict[ir.Value, ActivationPlan]:
     """Insert the Q/DQ pairs; return which decoded tensor came from which entry of the plan."""
     readers = {site.node: site for path, site in sites.items() if path in static}
-    writers = {node for path in static for node in (sites[path].node, sites[path].bias_node, *sites[path].fused) if node}
+    writers = {
+        node for path in static for node in (sites[path].node, sites[path].bias_node, *sites[path].fused) if node
+    }
     coded: dict[ir.Value, ActivationPlan] = {}
     for name, tensor in scales.items():
         value = values.get(name)

@@ -53,9 +53,7 @@ class Decision:
     warnings: tuple[str, ...] = ()
 
 
-def decide(
-    sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes, *, caution: float = 1.0
-) -> Decision:
+def decide(sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes, *, caution: float = 1.0) -> Decision:
     """Decide how every site runs.
 
     Args:
@@ -99,13 +97,17 @@ def decide(
         rule = recipe.rule_for(site.path, site.op_type, site.weight.name if site.weight is not None else None)
         wanted = rule.method or method
         per_site_weights[site.path] = rule.weights or weights_text
-        allowed[site.path], refused[site.path] = _allowed(site, wanted, target, rule.pattern, dynamic_format_ok=weight_format)
+        allowed[site.path], refused[site.path] = _allowed(
+            site, wanted, target, rule.pattern, dynamic_format_ok=weight_format
+        )
     explicit = method == "static" and (recipe.method == "static" or not native)
     choices = choose_executions(
         sites,
         target if native and not explicit else dataclasses.replace(target, costs=None),
         shapes,
-        allowed={path: frozenset(item for item in may if item in {"static", "dynamic"}) for path, may in allowed.items()},
+        allowed={
+            path: frozenset(item for item in may if item in {"static", "dynamic"}) for path, may in allowed.items()
+        },
         caution=caution,
     )
     executions: dict[str, Execution] = {}
@@ -119,7 +121,11 @@ def decide(
             array_size = math.prod(site.weight_array().shape)
             if array_size >= _WORTH_STORING and not is_stored_quantized(site.weight):
                 execution = "weight-only"
-                reason = f"weights stored small; computed in float: {reason}" if method == "auto" else "weights only, as asked"
+                reason = (
+                    f"weights stored small; computed in float: {reason}"
+                    if method == "auto"
+                    else "weights only, as asked"
+                )
         executions[site.path] = execution
         reasons[site.path] = reason
         if execution != "float" and site.weight_index is not None:
@@ -228,7 +234,14 @@ def _allowed(
         return frozenset(legal), ""
     if wanted == "auto" and site.allows("static"):
         return frozenset(), f"one calibrated range is too coarse for {_delicate(site)}; --method static quantizes it"
-    reason = next((site.refusals[option] for option in ("static", "dynamic", "weight-only") if option in site.refusals and option in options), "")
+    reason = next(
+        (
+            site.refusals[option]
+            for option in ("static", "dynamic", "weight-only")
+            if option in site.refusals and option in options
+        ),
+        "",
+    )
     return frozenset(), reason or f"{target.engine} cannot run it in {dynamic_format_ok.element.name}"
 
 
@@ -262,8 +275,10 @@ def _rank(site: Site) -> int | None:
 
 
 def _correctable(site: Site) -> bool:
-    return site.op_type in {"Conv", "Gemm", "MatMul"} and site.weight_index is not None and (
-        site.op_type != "MatMul" or site.bias is not None
+    return (
+        site.op_type in {"Conv", "Gemm", "MatMul"}
+        and site.weight_index is not None
+        and (site.op_type != "MatMul" or site.bias is not None)
     )
 
 
@@ -287,9 +302,7 @@ def _activations(
 ) -> tuple[ActivationPlan, ...]:
     """Choose scale and zero point of every coded tensor."""
     fmt = decision.activations
-    tensors = [
-        tensor for tensor in coded_tensors(sites, decision.executions) if constant_array(tensor.value) is None
-    ]
+    tensors = [tensor for tensor in coded_tensors(sites, decision.executions) if constant_array(tensor.value) is None]
     ranges: dict[str, tuple[float, float]] = {}
     reasons: dict[str, str] = {}
     for tensor in tensors:
@@ -298,7 +311,11 @@ def _activations(
     joined: dict[str, tuple[float, float]] = {}
     for tensor in tensors:
         root = groups[tensor.name]
-        passive = tensor.producer is not None and tensor.producer.support is not None and tensor.producer.support.role == "passive"
+        passive = (
+            tensor.producer is not None
+            and tensor.producer.support is not None
+            and tensor.producer.support.role == "passive"
+        )
         if passive and root != tensor.name:
             continue
         low, high = ranges[tensor.name]

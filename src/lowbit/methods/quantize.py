@@ -19,6 +19,7 @@ from lowbit.methods.apply import Applied, apply_plan
 from lowbit.methods.calibrate import Calibration, calibrate, observed_shapes
 from lowbit.methods.decide import Decision, decide, make_plan, watch_list
 from lowbit.methods.histograms import report_histograms
+from lowbit.methods.interface import coded_interface
 from lowbit.methods.result import Result
 from lowbit.methods.verify import Metric, verify
 from lowbit.plan.files import read_plan
@@ -26,7 +27,8 @@ from lowbit.plan.plan import Plan
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import Site, find_sites
 from lowbit.plan.verification import Verification
-from lowbit.runtime.session import available_threads, engine_version
+from lowbit.runtime.session import available_threads, engine_version, open_session
+from lowbit.runtime.timing import compare_latency
 from lowbit.targets import Target, find_target
 
 if TYPE_CHECKING:
@@ -189,6 +191,11 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
         speedup = verification.latency.speedup if verification.latency is not None else 1.0
         if best is None or speedup > (best[1].latency.speedup if best[1].latency else 1.0):
             best = (applied, verification)
+        if automatic and speedup < _SLOWER and verification.latency is not None:
+            # One slow measurement is not yet a slow artifact, and two runs should end in the same plan.
+            verification = _timed_again(work, applied, verification)
+            assert verification.latency is not None
+            speedup = verification.latency.speedup
         if not automatic or speedup >= _SLOWER:
             return applied, verification, calibration
         refusals.append(f"a {plan.method} plan was dropped because it ran at {speedup:.2f}× the speed of float")
@@ -244,6 +251,26 @@ def _verify(work: _Work, applied: Applied) -> Verification:
             seconds=work.seconds,
             advance=advance,
         )
+
+
+def _timed_again(work: _Work, applied: Applied, verification: Verification) -> Verification:
+    """Measure latency once more, longer, and keep the better of the two."""
+    path = work.folder / "artifact.onnx"
+    save_model(applied.model, path)
+    with work.stages("Measure again", None):
+        feed = next(iter(work.test_data))
+        artifact = open_session(path, threads=work.threads)
+        latency = compare_latency(
+            open_session(work.float_path, threads=work.threads),
+            artifact,
+            feed,
+            coded_interface(artifact, applied.plan).encode(feed),
+            threads=work.threads,
+            seconds=2 * work.seconds,
+        )
+    assert verification.latency is not None
+    better = max(latency, verification.latency, key=lambda item: item.speedup)
+    return dataclasses.replace(verification, latency=better)
 
 
 def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Recipe:

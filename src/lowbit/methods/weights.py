@@ -188,7 +188,9 @@ def _safe(
             codes, safe_scale, _ = make_safe(matrix, np.full_like(scale, safe_scale.max()), narrow=fmt.narrow)
         if (safe_scale != safe_scale[0]).any():
             fmt = Format(fmt.element, PerChannel(axis), fmt.symmetric, fmt.narrow)
-            notes += ("per channel instead of per tensor: no single scale keeps every pair of products from saturating",)
+            notes += (
+                "per channel instead of per tensor: no single scale keeps every pair of products from saturating",
+            )
     final = safe_scale if isinstance(fmt.granularity, PerChannel) else safe_scale[0].reshape(())
     restored = kn_to_conv(codes, weight.shape) if weight.ndim > 2 else (codes.T if axis == 0 else codes)
     if report.hazards:

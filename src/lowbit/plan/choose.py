@@ -24,6 +24,10 @@ from lowbit.targets import CostModel, Target
 
 __all__ = ["Choice", "choose_executions"]
 
+_Edge = tuple[Site | None, ir.Value, list[Site | None]]
+"""A tensor between sites: its producer, itself, its consumers (`None` for what only writes or reads float)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """The execution of one site and the predicted times behind it, in nanoseconds (`None` if unknown)."""
@@ -59,9 +63,7 @@ def choose_executions(
     return _cheapest(sites, target.costs, shapes, allowed, caution)
 
 
-def _everything_legal(
-    sites: Sequence[Site], allowed: Mapping[str, frozenset[Execution]]
-) -> dict[str, Choice]:
+def _everything_legal(sites: Sequence[Site], allowed: Mapping[str, frozenset[Execution]]) -> dict[str, Choice]:
     """Choose without costs: every weighted operator, and the others where an integer neighbour feeds them."""
     choices: dict[str, Choice] = {}
     coded: set[ir.Value] = set()
@@ -81,7 +83,9 @@ def _everything_legal(
             execution=execution,
             float_ns=None,
             chosen_ns=None,
-            reason="legal on the target, whose costs nobody has measured" if execution != "float" else "no integer neighbour",
+            reason="legal on the target, whose costs nobody has measured"
+            if execution != "float"
+            else "no integer neighbour",
         )
     return choices
 
@@ -132,7 +136,8 @@ def _cheapest(
     for path, static in static_of.items():
         if path in dynamic_of:
             constrain({static: -1.0, dynamic_of[path]: -1.0}, -1.0)
-    for producer, value, consumers in _edges(sites):
+    edges = _edges(sites)
+    for producer, value, consumers in edges:
         producing = static_of.get(producer.path) if producer is not None else None
         shape = shapes.get(value.name or "")
         coded = [static_of.get(site.path) if site is not None else None for site in consumers]
@@ -149,6 +154,14 @@ def _cheapest(
             for index in coded:
                 terms = {dequantize: 1.0, producing: -1.0, **({index: 1.0} if index is not None else {})}
                 constrain(terms, 0.0)
+
+    # An engine fuses whatever stands between codes, asked or not; a plan cannot keep that in float.
+    for site in sites:
+        if site.path in static_of and site.weight_index is None:
+            around = _neighbours(site, edges)
+            if around is not None and all(other.path in static_of for other in around):
+                ends = [static_of[other.path] for other in around]
+                constrain({static_of[site.path]: 1.0, **{end: -1.0 for end in ends}}, 1.0 - len(set(ends)))
 
     if not static_of and not dynamic_of:
         return {site.path: _choice("float", times[site.path]) for site in sites}
@@ -170,6 +183,21 @@ def _cheapest(
             execution = "dynamic"
         result[site.path] = _choice(execution, times[site.path])
     return result
+
+
+def _neighbours(site: Site, edges: Sequence[_Edge]) -> list[Site] | None:
+    """Return the sites that write what `site` reads and that read what it writes; None if one of them has no codes."""
+    found: list[Site] = []
+    for producer, value, consumers in edges:
+        if site in consumers:
+            if producer is None:
+                return None
+            found.append(producer)
+        if value in site.last.outputs:
+            if any(consumer is None for consumer in consumers):
+                return None
+            found += [consumer for consumer in consumers if consumer is not None]
+    return found
 
 
 def _difference(plain: float | None, cost: float | None, caution: float, *, unknown: float) -> float:
@@ -197,7 +225,7 @@ def _choice(execution: Execution, times: Mapping[str, float | None]) -> Choice:
     return Choice(execution="float", float_ns=plain, chosen_ns=plain, reason=reason)
 
 
-def _edges(sites: Sequence[Site]) -> list[tuple[Site | None, ir.Value, list[Site | None]]]:
+def _edges(sites: Sequence[Site]) -> list[_Edge]:
     """Return every tensor between sites: its producer, itself, and its consumers (`None` for what only reads float)."""
     site_of: dict[ir.Node, Site] = {}
     for site in sites:

@@ -38,7 +38,9 @@ def float_cost(site: Site, shapes: Shapes, costs: CostModel) -> float | None:
         return costs.node + elements * costs.float_conv_out + _float_convolution(site, macs, elements, kernel, costs)
     if site.op_type in {"MatMul", "Gemm"}:
         rows, depth, columns = _matrix(site, shapes, output)
-        return costs.node + max(rows * depth * columns * costs.float_matmul_mac, depth * columns * costs.float_matvec_weight)
+        return costs.node + max(
+            rows * depth * columns * costs.float_matmul_mac, depth * columns * costs.float_matvec_weight
+        )
     per_element = costs.float_elementwise.get(site.op_type)
     if per_element is None:
         return None

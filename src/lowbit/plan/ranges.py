@@ -62,7 +62,12 @@ def coded_tensors(sites: Sequence[Site], executions: Mapping[str, Execution]) ->
     tensors = []
     for value in order:
         producer = producers.get(value)
-        if producer is not None and not readers[value] and producer.support is not None and producer.support.float_output:
+        if (
+            producer is not None
+            and not readers[value]
+            and producer.support is not None
+            and producer.support.float_output
+        ):
             continue
         tensors.append(CodedTensor(value=value, producer=producer, readers=tuple(readers[value])))
     return tuple(tensors)
@@ -95,7 +100,9 @@ def share_scales(
         if producer is None or producer.support is None:
             continue
         sources = [producer.node.inputs[index] for index in producer.activations]
-        names = [value.name for value in sources if value is not None and value.name in parent and not is_constant(value)]
+        names = [
+            value.name for value in sources if value is not None and value.name in parent and not is_constant(value)
+        ]
         if producer.support.role == "passive" and names and names[0] is not None:
             parent[tensor.name] = find(names[0])
         elif producer.support.role == "concat" and len(names) == len(sources):

@@ -127,5 +127,3 @@ def open_session(
         inputs=tuple(item.name for item in engine.get_inputs()),
         outputs=tuple(item.name for item in engine.get_outputs()),
     )
-
-

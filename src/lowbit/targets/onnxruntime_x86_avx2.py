@@ -51,7 +51,7 @@ _COSTS = CostModel(
         "LeakyRelu": 0.36,
         "Softmax": 3.70,
         "GlobalAveragePool": 0.10,
-        "AveragePool": 0.80,
+        "AveragePool": 2.00,
         "MaxPool": 0.70,
         "Concat": 0.18,
         "Transpose": 0.20,

@@ -19,7 +19,19 @@ __all__ = ["fold_cones"]
 
 
 # Operators whose result is never larger than all their inputs together, so that a cone is cheap to compute.
-_REARRANGING = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+_REARRANGING = {
+    "Cast",
+    "Concat",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
 
 
 def fold_cones(model: ir.Model) -> Counter[str]:
