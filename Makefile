@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/python demo/run.py
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -rs $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .
