@@ -60,6 +60,9 @@ class _Application(click.Group):
 
     def invoke(self, context: click.Context) -> object:
         context.obj = Outputs()
+        # NOTE: since 1.29 the engine's package reports its use to its maker, and leaves files in the temporary folder,
+        # unless this is set before it is imported. Whoever wants that sets the variable to 0.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
 
 __all__ = ["constant_array", "constant_weight", "is_constant", "is_stored_quantized"]
 
@@ -69,4 +71,4 @@ def _dequantized(value: ir.Value) -> NDArray[np.float32] | None:
         shape = [1] * codes.ndim
         shape[axis] = scale.size
         scale, shift = scale.reshape(shape), shift.reshape(shape)
-    return ((codes.astype(np.float32) - shift) * scale).astype(np.float32)
+    return np.asarray((codes.astype(np.float32) - shift) * scale, dtype=np.float32)

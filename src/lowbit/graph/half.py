@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from lowbit.formats import Format, PerTensor, element
 from lowbit.graph.constants import constant_array
-from lowbit.graph.editor import Editor
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from lowbit.graph.editor import Editor
 
 __all__ = ["GUARDED", "convert_to_half"]
 
@@ -49,7 +52,7 @@ def convert_to_half(editor: Editor, nodes: Collection[ir.Node], half: Literal["f
                 lowered[value] = _lower(editor, value, node, fmt)
             node.replace_input_with(index, lowered[value])
     for value in sorted(written, key=lambda item: item.name or ""):
-        outside = [use for use in value.uses() if use.node not in inside]
+        outside = [(use.node, use.idx) for use in value.uses() if use.node not in inside]
         if not outside and not value.is_graph_output():
             value.type = ir.TensorType(which.storage)
             continue
@@ -77,7 +80,7 @@ def _lower(editor: Editor, value: ir.Value, before: ir.Node, fmt: Format) -> ir.
     return cast.outputs[0]
 
 
-def _raise(editor: Editor, value: ir.Value, outside: list[ir.Usage], storage: ir.DataType) -> None:
+def _raise(editor: Editor, value: ir.Value, outside: list[tuple[ir.Node, int]], storage: ir.DataType) -> None:
     """Cast a 16-bit tensor back to float32 for readers outside, which find it under its old name."""
     producer = value.producer()
     assert producer is not None
@@ -97,7 +100,7 @@ def _raise(editor: Editor, value: ir.Value, outside: list[ir.Usage], storage: ir
         shape=value.shape,
     )
     graph.insert_after(producer, cast)
-    for use in outside:
-        use.node.replace_input_with(use.idx, cast.outputs[0])
+    for node, position in outside:
+        node.replace_input_with(position, cast.outputs[0])
     for index in was_output:
         graph.outputs[index] = cast.outputs[0]

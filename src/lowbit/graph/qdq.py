@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lowbit.formats import Format, Parameters, PerBlock, PerChannel
-from lowbit.graph.editor import Editor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from lowbit.graph.editor import Editor
 
 __all__ = ["absorb_activations", "dequantized_bias", "dequantized_weight", "quantize_activation"]
 
@@ -23,7 +27,7 @@ def quantize_activation(
     parameters: Parameters,
     fmt: Format,
     *,
-    reads_codes: Callable[[ir.Usage], bool],
+    reads_codes: Callable[[ir.Node, int], bool],
 ) -> ir.Value:
     """Put a Q/DQ pair behind a tensor.
 
@@ -32,7 +36,8 @@ def quantize_activation(
         value: The tensor; float32.
         parameters: Scale and zero point, shape `()`.
         fmt: Format of the codes.
-        reads_codes: Which uses of the tensor read the decoded codes from now on. Graph outputs do if every use does.
+        reads_codes: Of the inputs (a node and a position) that are the tensor, which read the decoded codes from now
+            on. Graph outputs do if every use does.
 
     Returns:
         The decoded tensor.
@@ -40,7 +45,7 @@ def quantize_activation(
     name = value.name or "tensor"
     graph = value.graph if value.producer() is None else value.producer().graph  # type: ignore[union-attr]
     assert isinstance(graph, ir.Graph)
-    uses = [use for use in value.uses() if reads_codes(use)]
+    uses = [use for use in value.uses() if reads_codes(use.node, use.idx)]
     everyone = len(uses) == len(value.uses())
     scale = editor.constant(graph, f"{name}_scale", parameters.scale)
     zero_point = editor.constant(graph, f"{name}_zero_point", parameters.zero_point, fmt)
@@ -135,7 +140,7 @@ def dequantized_bias(
     input_scale: NDArray[np.float32],
     weight_scale: NDArray[np.float32],
 ) -> ir.Value:
-    """Store a bias as int32 codes at the scale of the accumulator, `s_x · s_w`, and return the tensor that decodes them.
+    """Store a bias as int32 codes at the accumulator's scale, `s_x · s_w`, and return the tensor that decodes them.
 
     Args:
         editor: Editor of the model.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
-from lowbit.formats import Format, Parameters
-from lowbit.graph.editor import Editor
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lowbit.formats import Format, Parameters
+    from lowbit.graph.editor import Editor
 
 __all__ = ["dynamic_convolution", "dynamic_lstm", "dynamic_matmul"]
 

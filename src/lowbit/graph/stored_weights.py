@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lowbit.formats import Format, Parameters, PerBlock, PerTensor
-from lowbit.graph.editor import Editor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lowbit.graph.editor import Editor
 
 __all__ = ["cast_weight", "decoded_at_load", "decoded_rows"]
 

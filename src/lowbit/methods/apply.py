@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lowbit.exceptions import RecipeError
-from lowbit.formats import Format, Parameters, PerBlock, PerChannel, PerTensor, minimum_opset, parse_format, quantize
+from lowbit.formats import (
+    Format,
+    Parameters,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    choose_parameters,
+    minimum_opset,
+    parse_format,
+    quantize,
+)
 from lowbit.graph import digest, opset_of, raise_opset
 from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.constants import constant_array
@@ -22,10 +31,16 @@ from lowbit.graph.run_time_quantization import dynamic_convolution, dynamic_lstm
 from lowbit.graph.stored_weights import cast_weight, decoded_at_load, decoded_rows
 from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight
 from lowbit.plan.packed import unpack_floats
-from lowbit.plan.plan import ActivationPlan, Plan, SitePlan
 from lowbit.plan.sites import Site, find_sites
-from lowbit.rounding import RangeMethod
 from lowbit.targets import Target, find_target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from lowbit.plan.plan import ActivationPlan, Plan, SitePlan
+    from lowbit.rounding import RangeMethod
 
 __all__ = ["Applied", "AppliedWeight", "apply_plan"]
 
@@ -190,9 +205,9 @@ def _code_activations(
             continue
         written_in_integers = value.producer() in writers
 
-        def reads(use: ir.Usage, everyone: bool = written_in_integers) -> bool:
-            site = readers.get(use.node)
-            return everyone or (site is not None and use.idx in site.activations)
+        def reads(node: ir.Node, position: int, everyone: bool = written_in_integers) -> bool:
+            site = readers.get(node)
+            return everyone or (site is not None and position in site.activations)
 
         coded[quantize_activation(editor, value, parameters, fmt, reads_codes=reads)] = tensor
     return coded
@@ -346,11 +361,11 @@ class _Weights:
         assert site.weight_index is not None
         name = weight.name or "weight"
         simple = encoded.fmt.symmetric and encoded.fmt.element.name == "int8"
-        if site.op_type == "Gather" and simple and not isinstance(encoded.fmt.granularity, PerBlock):
-            if site.attribute("axis", 0) == 0:
-                scale = np.broadcast_to(encoded.parameters.scale, (encoded.codes.shape[0],)).astype(np.float32)
-                decoded_rows(self.editor, site.node, name, encoded.codes, scale, encoded.fmt)
-                return encoded.notes
+        rows = site.op_type == "Gather" and site.attribute("axis", 0) == 0
+        if rows and simple and not isinstance(encoded.fmt.granularity, PerBlock):
+            scale = np.broadcast_to(encoded.parameters.scale, (encoded.codes.shape[0],)).astype(np.float32)
+            decoded_rows(self.editor, site.node, name, encoded.codes, scale, encoded.fmt)
+            return encoded.notes
         blocks = isinstance(encoded.fmt.granularity, PerBlock) and entry.decode == "kernel"
         key = ("weight-only", weight, str(encoded.fmt), blocks, str(encoded.fmt.granularity))
         if key in self._shared:
@@ -386,22 +401,16 @@ class _Weights:
 
 
 def _encode_constant(array: NDArray[np.float32], fmt: Format) -> EncodedWeight:
-    from lowbit.formats import choose_parameters
-
     parameters = choose_parameters(min(float(array.min()), 0.0), max(float(array.max()), 0.0), fmt)
     return EncodedWeight(codes=quantize(array, parameters, fmt), parameters=parameters, fmt=fmt)
 
 
 def _with_notes(entry: SitePlan, notes: Sequence[str]) -> SitePlan:
-    import dataclasses
-
     fresh = tuple(note for note in notes if note not in entry.notes)
     return dataclasses.replace(entry, notes=(*entry.notes, *fresh))
 
 
 def _replace_sites(plan: Plan, entries: Sequence[SitePlan]) -> Plan:
-    import dataclasses
-
     return dataclasses.replace(plan, sites=tuple(entries))
 
 
@@ -409,19 +418,17 @@ def _integer_interface(model: ir.Model) -> None:
     """Let the model take and return codes where its inputs and outputs are coded: drop the outermost Q and DQ."""
     graph = model.graph
     for index, value in enumerate(graph.inputs):
-        uses = value.uses()
+        uses = tuple(value.uses())
         if len(uses) == 1 and uses[0].node.op_type == "QuantizeLinear":
             node = uses[0].node
-            codes = node.outputs[0]
-            replacement = ir.Value(name=value.name, shape=value.shape, type=codes.type)
+            replacement = ir.Value(name=value.name, shape=value.shape, type=node.outputs[0].type)
             graph.inputs[index] = replacement
-            codes.replace_all_uses_with(replacement)
+            node.outputs[0].replace_all_uses_with(replacement)
             graph.remove(node, safe=True)
     for index, value in enumerate(graph.outputs):
         producer = value.producer()
-        if producer is not None and producer.op_type == "DequantizeLinear" and len(value.uses()) == 0:
-            codes = producer.inputs[0]
-            assert codes is not None
+        codes = producer.inputs[0] if producer is not None else None
+        if producer is not None and codes is not None and producer.op_type == "DequantizeLinear" and not value.uses():
             name = value.name
             graph.outputs[index] = codes
             value.name = f"{name}_decoded"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lowbit.exceptions import DataError
 from lowbit.runtime.session import Feed, open_session
 from lowbit.runtime.staging import staged, with_outputs
 from lowbit.statistics import Histogram, Moments, histogram_init, histogram_update, moments_init, moments_update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
 
 __all__ = ["Calibration", "Watch", "calibrate", "observed_shapes"]
 

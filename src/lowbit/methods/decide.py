@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from lowbit.exceptions import RecipeError
 from lowbit.formats import Format, PerBlock, choose_parameters, parse_format
@@ -17,14 +16,20 @@ from lowbit.graph.constants import constant_array, is_stored_quantized
 from lowbit.methods.apply import clip_bounds
 from lowbit.methods.calibrate import Calibration, Watch
 from lowbit.plan.choose import Choice, choose_executions
-from lowbit.plan.cost import Shapes
 from lowbit.plan.packed import pack_floats
 from lowbit.plan.plan import ActivationPlan, Execution, Plan, SitePlan
 from lowbit.plan.ranges import CodedTensor, coded_tensors, share_scales
-from lowbit.plan.recipe import Recipe
-from lowbit.plan.sites import Site
 from lowbit.statistics import histogram_range
-from lowbit.targets import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from lowbit.plan.cost import Shapes
+    from lowbit.plan.recipe import Recipe
+    from lowbit.plan.sites import Site
+    from lowbit.targets import Target
 
 __all__ = ["Decision", "decide", "make_plan", "watch_list"]
 

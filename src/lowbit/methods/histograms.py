@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowbit.formats import parse_format
-from lowbit.methods.apply import Applied
 from lowbit.plan.verification import TensorHistogram
-from lowbit.statistics import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowbit.methods.apply import Applied
+    from lowbit.statistics import Histogram
 
 __all__ = ["report_histograms"]
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowbit.formats import Parameters, dequantize, parse_format, quantize
-from lowbit.plan.plan import ActivationPlan, Plan
-from lowbit.runtime.session import Feed, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from lowbit.plan.plan import ActivationPlan, Plan
+    from lowbit.runtime.session import Feed, Session
 
 __all__ = ["Interface", "coded_interface"]
 

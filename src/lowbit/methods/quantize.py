@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
 from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_calibration
 from lowbit.exceptions import DataError, EngineError, ModelError
 from lowbit.graph import clean, digest, load_model, save_model
@@ -23,16 +21,18 @@ from lowbit.methods.interface import coded_interface
 from lowbit.methods.result import Result
 from lowbit.methods.verify import Metric, verify
 from lowbit.plan.files import read_plan
-from lowbit.plan.plan import Plan
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import Site, find_sites
-from lowbit.plan.verification import Verification
 from lowbit.runtime.session import available_threads, engine_version, open_session
 from lowbit.runtime.timing import compare_latency
 from lowbit.targets import Target, find_target
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
+
+    from lowbit.plan.plan import Plan
+    from lowbit.plan.verification import Verification
 
 __all__ = ["Stages", "quantize", "silent"]
 
@@ -328,7 +328,8 @@ def _warnings(work: _Work, plan: Plan, verification: Verification) -> list[str]:
         found += work.calibration_data.warnings
         if plan.activations and work.calibration_data.count() < 32:
             found.append(
-                f"only {work.calibration_data.count()} samples calibrated the activations; 100 to 300 give steadier ranges"
+                f"only {work.calibration_data.count()} samples calibrated the activations; "
+                "100 to 300 give steadier ranges"
             )
     compressed = sum(site.execution != "float" for site in plan.sites)
     if not compressed:

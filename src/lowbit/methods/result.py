@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from lowbit.graph import save_model
-from lowbit.plan.plan import Plan
-from lowbit.plan.verification import TensorHistogram, Verification
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx_ir as ir
+
+    from lowbit.plan.plan import Plan
+    from lowbit.plan.verification import TensorHistogram, Verification
 
 __all__ = ["Result"]
 
@@ -75,7 +79,7 @@ class Result:
         """
         from lowbit.report.html import write_report
 
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
         write_report(
             Path(path),
             title=self.source,

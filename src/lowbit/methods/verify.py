@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,14 +13,18 @@ from numpy.typing import NDArray
 
 from lowbit.graph import model_size
 from lowbit.methods.interface import Interface, coded_interface
-from lowbit.plan.plan import Plan
-from lowbit.plan.sites import Site
 from lowbit.plan.verification import LayerQuality, MetricResult, OutputQuality, Verification
 from lowbit.runtime.kernels import KernelGraph, read_kernels
 from lowbit.runtime.memory import peak_memory_mb
 from lowbit.runtime.session import Feed, engine_version, open_session
 from lowbit.runtime.staging import staged, with_outputs
 from lowbit.runtime.timing import compare_latency
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lowbit.plan.plan import Plan
+    from lowbit.plan.sites import Site
 
 __all__ = ["Metric", "sqnr_db", "unfused_sites", "verify"]
 
@@ -210,7 +213,7 @@ def unfused_sites(kernels: KernelGraph, plan: Plan, sites: Sequence[Site]) -> tu
 
 def _prefixed(names: set[str], name: str) -> bool:
     """Whether the engine derived one of `names` from `name`."""
-    return bool(name) and any(other.startswith(name + "_") or other.startswith(name + "/") for other in names)
+    return bool(name) and any(other.startswith((name + "_", name + "/")) for other in names)
 
 
 def _planned(plan: Plan | None) -> int:
@@ -250,7 +253,8 @@ def _looks_like_classes(array: NDArray[Any]) -> bool:
     """Whether an output is `[batch, classes]` or `[batch, positions, classes]` of scores."""
     if array.ndim not in (2, 3) or not np.issubdtype(array.dtype, np.floating):
         return False
-    return _CLASSES[0] <= array.shape[-1] <= _CLASSES[1]
+    classes: int = array.shape[-1]
+    return _CLASSES[0] <= classes <= _CLASSES[1]
 
 
 def _batch(feed: Feed) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowbit.formats import Format, Parameters, PerBlock, PerChannel, PerTensor, choose_parameters, dequantize, quantize
-from lowbit.plan.sites import Site
 from lowbit.rounding import RangeMethod, conv_to_kn, kn_to_conv, make_safe, weight_range
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lowbit.plan.sites import Site
 
 __all__ = ["EncodedWeight", "corrected_bias", "encode_matrix", "encode_weight"]
 
@@ -61,7 +64,7 @@ def encode_weight(
     """
     weight = site.weight_array()
     axis = channel_axis(site)
-    fmt, notes = _placed(fmt, site, weight.shape, axis)
+    fmt, notes = _placed(fmt, weight.shape, axis)
     low, high = weight_range(weight, fmt, method)
     parameters = choose_parameters(low, high, fmt)
     if input_scale is not None and site.bias is not None:
@@ -110,8 +113,8 @@ def corrected_bias(
 ) -> NDArray[np.float32] | None:
     """Return the bias that keeps the mean of every output channel where it was before the weights were rounded.
 
-    `b' = b - Σ_k (Ŵ - W)_k · E[x_k]`, the mean of the rounding error (Nagel et al., Data-Free Quantization Through Weight
-    Equalization and Bias Correction, 2019, section 4.2), with the means measured in calibration.
+    `b' = b - Σ_k (Ŵ - W)_k · E[x_k]`, the mean of the rounding error (Nagel et al., Data-Free Quantization Through
+    Weight Equalization and Bias Correction, 2019, section 4.2), with the means measured in calibration.
 
     Args:
         site: A Conv, MatMul or Gemm.
@@ -140,10 +143,10 @@ def corrected_bias(
     else:
         shift = input_mean.astype(np.float64) @ error
     start = np.zeros(channels) if bias is None else bias.astype(np.float64)
-    return (start - shift).astype(np.float32)
+    return np.asarray(start - shift, dtype=np.float32)
 
 
-def _placed(fmt: Format, site: Site, shape: tuple[int, ...], axis: int) -> tuple[Format, tuple[str, ...]]:
+def _placed(fmt: Format, shape: tuple[int, ...], axis: int) -> tuple[Format, tuple[str, ...]]:
     """Return the format with its granularity on the axes of this weight."""
     match fmt.granularity:
         case PerTensor():
@@ -173,10 +176,7 @@ def _safe(
     weight: NDArray[np.float32], parameters: Parameters, fmt: Format, axis: int, notes: tuple[str, ...]
 ) -> EncodedWeight:
     """Round to codes of which no pair can saturate, whatever the activations are."""
-    if weight.ndim > 2:
-        matrix = conv_to_kn(weight)
-    else:
-        matrix = weight.T if axis == 0 else weight
+    matrix = conv_to_kn(weight) if weight.ndim > 2 else weight.T if axis == 0 else weight
     matrix = np.ascontiguousarray(matrix)
     scale = np.broadcast_to(parameters.scale, (matrix.shape[1],)).astype(np.float32)
     codes, safe_scale, report = make_safe(matrix, scale, narrow=fmt.narrow)
@@ -195,8 +195,10 @@ def _safe(
     restored = kn_to_conv(codes, weight.shape) if weight.ndim > 2 else (codes.T if axis == 0 else codes)
     if report.hazards:
         notes += (
-            f"{report.repaired} of {report.channels} channels changed so that no pair of products saturates "
-            f"({report.hazards} of {report.pairs} pairs could)",
+            (
+                f"{report.repaired} of {report.channels} channels changed so that no pair of products saturates "
+                f"({report.hazards} of {report.pairs} pairs could)"
+            ),
         )
     return EncodedWeight(
         codes=np.ascontiguousarray(restored),

@@ -10,17 +10,21 @@ conversion. That is an integer linear program (a minimum cut, for two labels), s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.constants import is_constant
 from lowbit.plan.cost import Shapes, conversion_cost, dynamic_cost, float_cost, static_cost
-from lowbit.plan.plan import Execution
 from lowbit.plan.sites import Site
-from lowbit.targets import CostModel, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lowbit.plan.plan import Execution
+    from lowbit.targets import CostModel, Target
 
 __all__ = ["Choice", "choose_executions"]
 
@@ -161,7 +165,7 @@ def _cheapest(
             around = _neighbours(site, edges)
             if around is not None and all(other.path in static_of for other in around):
                 ends = [static_of[other.path] for other in around]
-                constrain({static_of[site.path]: 1.0, **{end: -1.0 for end in ends}}, 1.0 - len(set(ends)))
+                constrain({static_of[site.path]: 1.0, **dict.fromkeys(ends, -1.0)}, 1.0 - len(set(ends)))
 
     if not static_of and not dynamic_of:
         return {site.path: _choice("float", times[site.path]) for site in sites}
@@ -238,7 +242,7 @@ def _edges(sites: Sequence[Site]) -> list[_Edge]:
     for site in sites:
         candidates = [*site.last.outputs, *(value for value in site.node.inputs if value is not None)]
         for value in candidates:
-            if value in seen or is_constant(value) and site.weight is value:
+            if value in seen or (is_constant(value) and site.weight is value):
                 continue
             seen.add(value)
             producer_node = value.producer()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.plan.sites import Site
-from lowbit.targets import CostModel
+if TYPE_CHECKING:
+    from lowbit.plan.sites import Site
+    from lowbit.targets import CostModel
 
 # Output channels that one vector of a float kernel holds on the processors described so far.
 _BLOCK = 8

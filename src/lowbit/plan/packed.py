@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowbit.exceptions import RecipeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["pack_floats", "unpack_floats"]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from lowbit.graph.constants import is_constant
-from lowbit.plan.plan import Execution
-from lowbit.plan.sites import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx_ir as ir
+
+    from lowbit.plan.plan import Execution
+    from lowbit.plan.sites import Site
 
 __all__ = ["CodedTensor", "coded_tensors", "share_scales"]
 

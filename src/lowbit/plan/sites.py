@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lowbit.graph.constants import constant_array, constant_weight, is_constant, is_stored_quantized
-from lowbit.targets import OperatorSupport, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from lowbit.targets import OperatorSupport, Target
 
 __all__ = ["Site", "find_sites", "walk"]
 
@@ -167,7 +171,7 @@ def _bias(node: ir.Node, weight_index: int | None) -> tuple[ir.Value | None, ir.
         return (node.inputs[2] if len(node.inputs) > 2 else None), None
     if node.op_type != "MatMul" or weight_index != 1:
         return None, None
-    uses = node.outputs[0].uses()
+    uses = tuple(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None, None
     consumer, position = uses[0].node, uses[0].idx
@@ -188,7 +192,7 @@ def _fused(node: ir.Node, target: Target) -> tuple[ir.Node, ...]:
     chain: list[ir.Node] = []
     value = node.outputs[0]
     while True:
-        uses = value.uses()
+        uses = tuple(value.uses())
         if len(uses) != 1 or value.is_graph_output():
             return tuple(chain)
         consumer = uses[0].node

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from lowbit.runtime.timing import Latency
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Latency", "LayerQuality", "MetricResult", "OutputQuality", "TensorHistogram", "Verification"]
 
@@ -40,7 +42,7 @@ class LayerQuality:
         node: Name of the producing node in the cleaned model.
         op_type: Its operator.
         tensor: Name of the tensor in the cleaned model.
-        sqnr_real_db: SQNR with the engine's real kernels, in decibel; `None` where the engine's fusion hides the tensor.
+        sqnr_real_db: SQNR with the engine's real kernels, in decibel; `None` where a fusion hides the tensor.
         sqnr_simulated_db: SQNR with optimizations off.
     """
 

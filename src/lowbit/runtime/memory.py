@@ -8,11 +8,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowbit.exceptions import EngineError
-from lowbit.runtime.session import Feed
+
+if TYPE_CHECKING:
+    from lowbit.runtime.session import Feed
 
 __all__ = ["peak_memory_mb"]
 
@@ -33,11 +36,12 @@ def peak_memory_mb(model: str | Path, feed: Feed, *, threads: int = 1, runs: int
     """
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         path = Path(folder) / "feed.npz"
-        np.savez(path, **{f"input:{name}": array for name, array in feed.items()})
+        arrays: dict[str, Any] = {f"input:{name}": array for name, array in feed.items()}
+        np.savez(path, **arrays)
         # The same packages as here, also where lowbit runs from a source tree.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", __name__, str(model), str(path), str(threads), str(runs)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - our own module
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         raise EngineError("the memory measurement failed", cause=lines[-1] if lines else f"exit {done.returncode}")

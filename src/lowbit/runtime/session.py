@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.exceptions import EngineError
@@ -62,7 +61,7 @@ class Session:
         """
         try:
             return cast("list[NDArray[Any]]", self.engine.run(outputs, dict(feed)))
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many unrelated types, none of them exported
+        except Exception as error:
             raise EngineError("ONNX Runtime failed while running the model", cause=first_line(error)) from error
 
 
@@ -115,7 +114,7 @@ def open_session(
     source: str | bytes = str(model) if isinstance(model, (str, Path)) else model
     try:
         engine = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - see Session.run
+    except Exception as error:
         name = f"'{model}'" if isinstance(model, (str, Path)) else "the model"
         raise EngineError(
             f"ONNX Runtime {ort.__version__} does not load {name}",

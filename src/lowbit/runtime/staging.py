@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from lowbit.graph import save_model, serialize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["staged", "with_outputs"]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.runtime.session import Feed, Session
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowbit.runtime.session import Feed, Session
 
 __all__ = ["Latency", "compare_latency"]
 
@@ -53,8 +56,8 @@ def compare_latency(
 ) -> Latency:
     """Time two loaded models in interleaved pairs, so that drift of the machine's speed hits both alike.
 
-    Every time is one inference, or several in a row where one takes less than a millisecond. Which of the two runs first
-    alternates from pair to pair.
+    Every time is one inference, or several in a row where one takes less than a millisecond. Which of the two runs
+    first alternates from pair to pair.
 
     Args:
         reference: The float model.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["CostModel", "OperatorSupport", "Role", "Target"]
 
@@ -33,8 +35,8 @@ class CostModel:
     """Cost of kernels in nanoseconds on one thread, as a few measured constants.
 
     The formulas are in `lowbit.plan.cost`. `mac` is one multiply-accumulate, `out` one output element, `tap` one kernel
-    position of one output pixel (what gathering the input costs; in float, per block of eight output channels), `entry` a
-    convolution of an image with few channels, `node` one kernel launch.
+    position of one output pixel (what gathering the input costs; in float, per block of eight output channels), `entry`
+    a convolution of an image with few channels, `node` one kernel launch.
     """
 
     float_pointwise_mac: float

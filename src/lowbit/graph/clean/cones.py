@@ -1,19 +1,22 @@
 """Folding of whole constant subexpressions, whose parts one by one would have to grow the file first.
 
-PyTorch's LSTM export cuts each weight into gates and joins them in ONNX's order: every Slice alone is a copy, but together
-they only rearrange.
+PyTorch's LSTM export cuts each weight into gates and joins them in ONNX's order: every Slice alone is a copy, but
+together they only rearrange.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.clean.folding import constant_inputs, evaluate_constant, may_be_folded, replace_by_constant
 from lowbit.graph.clean.opset import opset_of
 from lowbit.graph.clean.values import all_nodes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["fold_cones"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -12,6 +12,9 @@ from onnx.reference import ReferenceEvaluator
 
 from lowbit.graph.clean.opset import opset_of
 from lowbit.graph.clean.values import all_nodes, constant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["constant_inputs", "evaluate_constant", "fold_constants", "may_be_folded", "replace_by_constant"]
 
