@@ -32,6 +32,7 @@ from lowbit.graph.stored_weights import cast_weight, decoded_at_load, decoded_ro
 from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight
 from lowbit.plan.packed import unpack_floats
 from lowbit.plan.sites import Site, find_sites
+from lowbit.rounding import weight_range
 from lowbit.targets import Target, find_target
 
 if TYPE_CHECKING:
@@ -331,27 +332,36 @@ class _Weights:
         return notes
 
     def _recurrent(self, site: Site, fmt: Format) -> tuple[str, ...]:
-        """Store both weights of a recurrent operator small, per gate and direction, decoded at load time."""
+        """Store both weights of a recurrent operator small, per row or block of a gate, decoded at load time."""
+        notes: tuple[str, ...] = ()
         for index in (1, 2):
             value = site.node.inputs[index]
             array = constant_array(value)
             if value is None or array is None or array.dtype != np.float32:
                 continue
-            # [directions, gates · hidden, …]: one scale per row of one direction, kept as a per-tensor cast per row.
+            # [directions, gates · hidden, summed] as [rows, summed].
             rows = array.reshape(-1, array.shape[-1])
-            encoded = encode_matrix(np.ascontiguousarray(rows.T), fmt, saturates=False, method=self.method)
-            per_row = Format(encoded.fmt.element, PerChannel(0), encoded.fmt.symmetric, encoded.fmt.narrow)
+            granularity = fmt.granularity
+            if isinstance(granularity, PerBlock) and rows.shape[1] % granularity.size == 0:
+                granularity = PerBlock(1, granularity.size)
+            elif isinstance(granularity, PerBlock):
+                notes += (f"per row instead of blocks of {granularity.size}: {rows.shape[1]} does not divide",)
+                granularity = PerChannel(0)
+            elif isinstance(granularity, PerChannel):
+                granularity = PerChannel(0)
+            placed = Format(fmt.element, granularity, fmt.symmetric, fmt.narrow)
+            parameters = choose_parameters(*weight_range(rows, placed, self.method), placed)
             decoded = decoded_at_load(
                 self.editor,
                 site.node,
                 value.name or "weight",
-                np.ascontiguousarray(encoded.codes.T),
-                encoded.parameters,
-                per_row if encoded.parameters.scale.ndim else encoded.fmt,
+                quantize(rows, parameters, placed),
+                parameters,
+                placed,
                 shape=array.shape,
             )
             site.node.replace_input_with(index, decoded)
-        return ()
+        return notes
 
     def _weight_only(self, site: Site, fmt: Format, entry: SitePlan) -> tuple[str, ...]:
         encoded = encode_weight(site, fmt, saturates=False, method=self.method)
