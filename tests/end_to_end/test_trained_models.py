@@ -262,6 +262,6 @@ def test_other_methods(name: str, options: dict[str, Any]) -> None:
     (case,) = (case for case in CASES if case.file == name)
     result = lowbit.quantize(case.path(), case.feeds(10), target=TARGET, measure_seconds=0, **options)
     output = result.verification.outputs[0]
-    assert output.sqnr_real_db > (40 if options.get("weights") == "float16" else 5)
+    assert output.sqnr_real_db > (40 if options.get("weights") == "float16" else 2)
     assert result.verification.artifact_bytes < case.size * result.verification.float_bytes
     assert result.verification.unfused == ()
