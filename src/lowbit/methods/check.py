@@ -15,7 +15,7 @@ from lowbit.data.inputs import batch_layout
 from lowbit.graph import clean, infer_shapes, load_model
 from lowbit.methods.calibrate import observed_shapes
 from lowbit.methods.decide import Decision, decide, make_plan
-from lowbit.plan.cost import Shapes, conversion_cost
+from lowbit.plan.cost import Shapes, conversion_cost, dynamic_cost, float_cost, static_cost
 from lowbit.plan.ranges import coded_tensors
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import Site, find_sites
@@ -122,13 +122,11 @@ def check(
     priced = chosen if not unknown else dataclasses.replace(chosen, costs=None)
     decision = decide(sites, settings, priced, shapes)
     plan = make_plan(cleaned.model, sites, settings, chosen, decision, None, shapes)
-    floats, known = 0.0, 0
-    planned = 0.0
-    for entry in plan.sites:
-        if entry.predicted_float_us is not None:
-            floats += entry.predicted_float_us
-            planned += entry.predicted_us if entry.predicted_us is not None else entry.predicted_float_us
-            known += 1
+    if priced.costs is not None:
+        plan = _priced(plan, sites, decision, shapes, priced.costs)
+    known = [site for site in plan.sites if site.predicted_float_us is not None and site.predicted_us is not None]
+    floats = sum(site.predicted_float_us or 0.0 for site in known)
+    planned = sum(site.predicted_us or 0.0 for site in known)
     conversions = None
     if priced.costs is not None and known:
         conversions = _conversions(sites, decision, shapes, priced.costs) / 1e3
@@ -140,7 +138,7 @@ def check(
         float_us=floats if conversions is not None else None,
         planned_us=planned + conversions if conversions is not None else None,
         conversions_us=conversions,
-        priced=known,
+        priced=len(known),
         unknown=unknown,
         notes=cleaned.notes,
     )
@@ -176,6 +174,27 @@ def _shapes(
             if len(dims) == len(value.shape):
                 shapes[value.name] = dims
     return shapes, tuple(unknown)
+
+
+def _priced(plan: Plan, sites: Sequence[Site], decision: Decision, shapes: Shapes, costs: CostModel) -> Plan:
+    """Fill in the predictions, also where the recipe left no choice and nobody has asked for them yet."""
+    entries = []
+    for site, entry in zip(sites, plan.sites, strict=True):
+        plain = float_cost(site, shapes, costs)
+        execution = decision.executions[site.path]
+        chosen = plain
+        if execution == "static":
+            chosen = static_cost(site, shapes, costs)
+        elif execution == "dynamic":
+            chosen = dynamic_cost(site, shapes, costs)
+        entries.append(
+            dataclasses.replace(
+                entry,
+                predicted_float_us=None if plain is None else plain / 1e3,
+                predicted_us=None if chosen is None else chosen / 1e3,
+            )
+        )
+    return dataclasses.replace(plan, sites=tuple(entries))
 
 
 def _conversions(sites: Sequence[Site], decision: Decision, shapes: Shapes, costs: CostModel) -> float:
