@@ -60,6 +60,14 @@ def test_open_dimensions_are_said_and_data_close_them(folder, lowbit):
     assert closed.float_us == pytest.approx(check("net.onnx", target=AVX2).float_us)
 
 
+def test_minus_one_is_an_open_dimension(folder):
+    model = onnx.load("net.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = -1
+    onnx.save(model, "open.onnx")
+    assert check("open.onnx", target=AVX2).unknown == ("x [1, 8, 16, ?]",)
+
+
 def test_a_target_without_costs_says_so(folder, lowbit):
     done = lowbit("check", "net.onnx", "--target", "onnxruntime-arm64")
     assert done.status == 0

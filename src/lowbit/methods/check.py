@@ -159,18 +159,21 @@ def _shapes(
         if value.shape is None or value.name not in axes:
             continue
         axis = axes[value.name]
-        value.shape = ir.Shape(
-            [1 if at == axis and not isinstance(dim, int) else dim for at, dim in enumerate(value.shape)]
-        )
-        if any(not isinstance(dim, int) for dim in value.shape):
-            named = ", ".join(str(dim) if isinstance(dim, int) else dim.value or "?" for dim in value.shape)
-            unknown.append(f"{value.name} [{named}]")
+        # Some exporters write -1 for a dimension that they leave open.
+        sizes = [dim if isinstance(dim, int) and dim >= 0 else None for dim in value.shape]
+        if axis is not None and sizes[axis] is None:
+            sizes[axis] = 1
+        if None in sizes:
+            named = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+            known = [size if size is not None else name for size, name in zip(sizes, named, strict=True)]
+            unknown.append(f"{value.name} [{', '.join('?' if name in {None, -1} else str(name) for name in known)}]")
+        value.shape = ir.Shape(sizes)
     inferred = infer_shapes(single)
     shapes: dict[str, tuple[int, ...]] = {}
     values = [*inferred.graph.inputs, *(value for node in inferred.graph for value in node.outputs)]
     for value in values:
         if value.name and value.shape is not None:
-            dims = tuple(dim for dim in value.shape if isinstance(dim, int))
+            dims = tuple(dim for dim in value.shape if isinstance(dim, int) and dim >= 0)
             if len(dims) == len(value.shape):
                 shapes[value.name] = dims
     return shapes, tuple(unknown)

@@ -268,10 +268,17 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def _info(value: ir.Value) -> TensorInfo:
     shape: tuple[int | str, ...] | None = None
     if value.shape is not None:
-        shape = tuple(dim if isinstance(dim, int) else dim.value or "?" for dim in value.shape)
+        shape = tuple(_size(dim) for dim in value.shape)
     return TensorInfo(
         name=value.name or "", dtype=_dtype(value.dtype.name.lower()) if value.dtype else "of any type", shape=shape
     )
+
+
+def _size(dim: int | ir.SymbolicDim) -> int | str:
+    """Return a dimension as people read it; some exporters write -1 for one that they leave open."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else "?"
+    return dim.value or "?"
 
 
 def _dtype(name: str) -> str:
