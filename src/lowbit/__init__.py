@@ -16,6 +16,9 @@ from lowbit.exceptions import LowbitError
 
 if TYPE_CHECKING:
     from lowbit.data import Preprocessing
+    from lowbit.methods.check import check
+    from lowbit.methods.compare import compare
+    from lowbit.methods.inspect import inspect
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
     from lowbit.plan.plan import Plan
@@ -23,7 +26,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["LowbitError", "Plan", "Preprocessing", "Recipe", "Result", "Rule", "__version__", "quantize"]
+__all__ = [
+    "LowbitError",
+    "Plan",
+    "Preprocessing",
+    "Recipe",
+    "Result",
+    "Rule",
+    "__version__",
+    "check",
+    "compare",
+    "inspect",
+    "quantize",
+]
 
 _HOMES = {
     "Plan": "lowbit.plan.plan",
@@ -31,6 +46,9 @@ _HOMES = {
     "Recipe": "lowbit.plan.recipe",
     "Result": "lowbit.methods.result",
     "Rule": "lowbit.plan.recipe",
+    "check": "lowbit.methods.check",
+    "compare": "lowbit.methods.compare",
+    "inspect": "lowbit.methods.inspect",
     "quantize": "lowbit.methods.quantize",
 }
 

@@ -16,7 +16,9 @@ from lowbit.runtime.session import open_session
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-NETWORK = "g (float[1,8,9,9] x, float[16,8,3,3] w) => (float[1,16,7,7] y) { c = Conv(x, w)\n r = Relu(c)\n y = Tanh(r) }"
+NETWORK = (
+    "g (float[1,8,9,9] x, float[16,8,3,3] w) => (float[1,16,7,7] y) { c = Conv(x, w)\n r = Relu(c)\n y = Tanh(r) }"
+)
 
 
 def test_it_sees_every_value_of_every_tensor(parse: Callable, noise: Callable) -> None:

@@ -59,7 +59,9 @@ def by_operator(result: lowbit.Result, op_type: str) -> set[str]:
 
 def compare(proto: onnx.ModelProto, result: lowbit.Result, feeds: list) -> float:
     """Return the SQNR of the first output in decibel, over all feeds."""
-    reference, artifact = (open_session(data, threads=1) for data in (proto.SerializeToString(), serialize(result.model)))
+    reference, artifact = (
+        open_session(data, threads=1) for data in (proto.SerializeToString(), serialize(result.model))
+    )
     pairs = [(reference.run(feed)[0], artifact.run(feed)[0]) for feed in feeds]
     signal = sum(np.square(exact, dtype=np.float64).sum() for exact, _ in pairs)
     return sqnr_db(signal, sum(np.square(got - exact, dtype=np.float64).sum() for exact, got in pairs))
@@ -123,9 +125,7 @@ def test_a_slower_artifact_becomes_weights_only(
 
 def test_what_is_always_slower_stays_float(monkeypatch: pytest.MonkeyPatch, parse: Callable, noise: Callable) -> None:
     proto = parse(NETWORK)
-    tried = fake_speeds(
-        monkeypatch, {"static": 0.6, "mixed": 0.6, "dynamic": 0.6, "weight-only": 0.7, "float": 1.0}
-    )
+    tried = fake_speeds(monkeypatch, {"static": 0.6, "mixed": 0.6, "dynamic": 0.6, "weight-only": 0.7, "float": 1.0})
     feeds = noise(proto, count=5)
     result = run(proto, feeds, measure_seconds=0.1)
     assert tried[-1] == result.plan.method == "float"
@@ -204,7 +204,7 @@ def test_rules_and_exclusions(parse: Callable, noise: Callable) -> None:
     assert {"w2", "wm"} <= set(result.model.graph.initializers)
     rules = [{"pattern": "op:Conv", "weights": "int8"}, {"pattern": "op:MatMul", "method": "weight-only"}]
     result = run(proto, feeds, method="static", rules=rules)
-    assert {site.weights for site in result.plan.sites if site.op_type == "Conv"} == {"int8"}
+    assert {site.weights for site in result.plan.sites if site.op_type == "Conv"} == {"int8:per-channel"}
     assert by_operator(result, "MatMul") == {"weight-only"}
     with pytest.raises(RecipeError, match="'ghost\\*' matches no operator"):
         run(proto, feeds, exclude=["ghost*"])
@@ -279,7 +279,9 @@ def test_a_saved_plan_gives_the_same_bytes(parse: Callable, noise: Callable, tmp
 def test_the_seed_cuts_the_data(parse: Callable, noise: Callable) -> None:
     proto = parse(NETWORK)
     scales = {
-        tuple(tensor.scale for tensor in run(proto, noise(proto, count=20), method="static", seed=seed).plan.activations)
+        tuple(
+            tensor.scale for tensor in run(proto, noise(proto, count=20), method="static", seed=seed).plan.activations
+        )
         for seed in range(3)
     }
     assert len(scales) == 3

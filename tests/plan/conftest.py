@@ -31,9 +31,7 @@ def sites_of(text: str, *, opset: int = 21) -> tuple[Site, ...]:
         proto.graph.input.remove(value)
     for index, node in enumerate(proto.graph.node):
         node.name = f"{node.op_type}_{index}"
-    model = load_model(proto)
-    infer_shapes(model)
-    return find_sites(model, find_target("onnxruntime-x86-avx2"))
+    return find_sites(infer_shapes(load_model(proto)), find_target("onnxruntime-x86-avx2"))
 
 
 @pytest.fixture(name="sites_of")

@@ -82,6 +82,13 @@ _DECIDED = ("target", "weights", "activations", "method", "calibration", "percen
     metavar="SECONDS",
     help="How long latency is measured; 0 leaves it out.  [2]",
 )
+@option(
+    _RUN,
+    "--checkpoint",
+    type=FILE,
+    metavar="FILE",
+    help="Keep the state of calibration here, so that the same command continues after an interruption.",
+)
 @option(_RUN, "--details", is_flag=True, help="Print every operator and layer.")
 @option(_RUN, "--quiet", is_flag=True, help="Print warnings and errors only.")
 @click.pass_obj
@@ -99,6 +106,7 @@ def quantize(
     output: Path | None,
     report: Path | None,
     save_plan: Path | None,
+    checkpoint: Path | None,
     threads: int,
     seconds: float,
     details: bool,
@@ -120,10 +128,6 @@ def quantize(
         if path is not None:
             outputs.reserve(path, inputs=inputs)
     scored = load_metric(metric)
-    if scored is None and labels is not None:
-        from lowbit.methods.compare import top1_accuracy
-
-        scored = top1_accuracy
     transform = preprocessing(preprocess)
 
     from lowbit.methods.quantize import quantize as run
@@ -137,6 +141,7 @@ def quantize(
         recipe=settings,
         plan=fixed,
         metric=scored,
+        checkpoint=checkpoint,
         threads=threads,
         measure_seconds=seconds,
         stages=stages(quiet=quiet),

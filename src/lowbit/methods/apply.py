@@ -30,6 +30,7 @@ from lowbit.graph.qdq import absorb_activations, dequantized_bias, dequantized_w
 from lowbit.graph.run_time_quantization import dynamic_convolution, dynamic_lstm, dynamic_matmul
 from lowbit.graph.stored_weights import cast_weight, decoded_at_load, decoded_rows
 from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight
+from lowbit.plan.embedded import embed_plan
 from lowbit.plan.packed import unpack_floats
 from lowbit.plan.sites import Site, find_sites
 from lowbit.rounding import weight_range
@@ -122,7 +123,9 @@ def apply_plan(model: ir.Model, plan: Plan) -> Applied:
     remove_dead_code(result)
     for graph in (result.graph, *result.graph.subgraphs()):
         _forget_shapes(graph)
-    return Applied(model=result, plan=_replace_sites(plan, entries), weights=weights.encoded)
+    final = _replace_sites(plan, entries)
+    embed_plan(result, final)
+    return Applied(model=result, plan=final, weights=weights.encoded)
 
 
 def _forget_shapes(graph: ir.Graph) -> None:
@@ -162,7 +165,9 @@ def _absorb(editor: Editor, site: Site, scales: Mapping[str, ActivationPlan]) ->
     tensor = scales.get(site.output.name or "")
     if tensor is None or not site.fused:
         return
-    low, high = tensor.low, tensor.high
+    # What the codes can hold, not what calibration saw: symmetric codes of a Relu's output still reach below zero.
+    lowest, highest = parse_format(tensor.format).code_range()
+    low, high = (lowest - tensor.zero_point) * tensor.scale, (highest - tensor.zero_point) * tensor.scale
     for node in site.fused:
         bottom, top = clip_bounds(node)
         if low < bottom or high > top * (1 + 1e-6):

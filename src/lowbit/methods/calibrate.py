@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from lowbit.exceptions import DataError
+from lowbit.methods.checkpoint import Checkpoint, Progressed
 from lowbit.runtime.session import Feed, open_session
 from lowbit.runtime.staging import staged, with_outputs
-from lowbit.statistics import Histogram, Moments, histogram_init, histogram_update, moments_init, moments_update
+from lowbit.statistics import (
+    Histogram,
+    Range,
+    histogram_init,
+    histogram_update,
+    moments_init,
+    moments_update,
+    moving_average_finalize,
+    moving_average_init,
+    moving_average_update,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,10 +39,12 @@ class Watch:
     Attributes:
         tensors: Names of the tensors whose distribution is wanted.
         means: Names of the tensors whose mean per channel is wanted, with their channel axis.
+        moving_average: Whether the averaged range of `tensors` is wanted too.
     """
 
     tensors: tuple[str, ...]
     means: dict[str, int] = field(default_factory=dict)
+    moving_average: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +53,13 @@ class Calibration:
 
     Attributes:
         histograms: Distribution by tensor.
+        averages: Averaged range by tensor, if it was wanted.
         means: Mean per channel, `[C]` float32, by tensor.
         samples: How many feeds were seen.
     """
 
     histograms: dict[str, Histogram]
+    averages: dict[str, Range]
     means: dict[str, NDArray[np.float32]]
     samples: int
 
@@ -55,6 +70,7 @@ def calibrate(
     watch: Watch,
     *,
     threads: int = 0,
+    checkpoint: Checkpoint | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Calibration:
     """Run the float model over the data once and watch its tensors; memory does not depend on the number of samples.
@@ -64,44 +80,73 @@ def calibrate(
         feeds: The samples.
         watch: What to watch.
         threads: Threads of the engine; 0 takes all.
+        checkpoint: Where to store the state every few seconds, and on Ctrl-C; samples that it holds are not run again.
         advance: Called after every sample, for a progress bar.
 
     Raises:
         DataError: There is no sample, or a tensor becomes NaN or infinite.
         EngineError: The engine cannot run the model.
     """
-    histograms = {name: histogram_init() for name in watch.tensors}
-    means: dict[str, Moments] = {name: moments_init(channel_axis=axis) for name, axis in watch.means.items()}
     names = tuple(dict.fromkeys((*watch.tensors, *watch.means)))
     inputs = {value.name for value in model.graph.inputs}
     wanted = tuple(name for name in names if name not in inputs)
-    samples = 0
     with staged(with_outputs(model, wanted)) as source:
         session = open_session(source, threads=threads)
-    for feed in feeds:
-        arrays = dict(zip(wanted, session.run(feed, list(wanted)) if wanted else [], strict=True))
-        arrays.update({name: feed[name] for name in names if name in inputs})
-        for name, array in arrays.items():
-            try:
-                if name in histograms:
-                    histograms[name] = histogram_update(histograms[name], array)
-                if name in means:
-                    means[name] = moments_update(means[name], array)
-            except DataError as error:
-                raise DataError(
-                    f"tensor {name!r} is not finite for sample {samples}",
-                    cause=error.what,
-                    remedy="check the sample and the model's preprocessing, or exclude the operator that computes it",
-                ) from error
-        samples += 1
-        advance()
-    if samples == 0:
+    state = (checkpoint.load() if checkpoint is not None else None) or _fresh(watch)
+    done = state.samples
+    try:
+        for index, feed in enumerate(feeds):
+            if index >= done:
+                arrays = dict(zip(wanted, session.run(feed, list(wanted)) if wanted else [], strict=True))
+                arrays.update({name: feed[name] for name in names if name in inputs})
+                _update(state, arrays)
+                if checkpoint is not None:
+                    checkpoint.save(state)
+            advance()
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            checkpoint.save(state, now=True)
+        raise
+    if state.samples == 0:
         raise DataError("the calibration data are empty", remedy="give at least one sample, better 100 to 300")
+    if checkpoint is not None:
+        checkpoint.save(state, now=True)
     return Calibration(
-        histograms=histograms,
-        means={name: state.mean.astype(np.float32) for name, state in means.items()},
-        samples=samples,
+        histograms=state.histograms,
+        averages={name: moving_average_finalize(average) for name, average in state.averages.items()},
+        means={name: moments.mean.astype(np.float32) for name, moments in state.means.items()},
+        samples=state.samples,
     )
+
+
+def _fresh(watch: Watch) -> Progressed:
+    return Progressed(
+        samples=0,
+        histograms={name: histogram_init() for name in watch.tensors},
+        averages={name: moving_average_init() for name in watch.tensors} if watch.moving_average else {},
+        means={name: moments_init(channel_axis=axis) for name, axis in watch.means.items()},
+    )
+
+
+def _update(state: Progressed, arrays: dict[str, NDArray[Any]]) -> None:
+    """Add one sample to the state; all of it or, on Ctrl-C in between, none."""
+    histograms, averages, means = {}, {}, {}
+    for name, array in arrays.items():
+        try:
+            if name in state.histograms:
+                histograms[name] = histogram_update(state.histograms[name], array)
+            if name in state.averages:
+                averages[name] = moving_average_update(state.averages[name], array)
+            if name in state.means:
+                means[name] = moments_update(state.means[name], array)
+        except DataError as error:
+            raise DataError(
+                f"tensor {name!r} is not finite for sample {state.samples}",
+                cause=error.what,
+                remedy="check the sample and the model's preprocessing, or exclude the operator that computes it",
+            ) from error
+    state.histograms, state.averages, state.means = histograms, averages, means
+    state.samples += 1
 
 
 def observed_shapes(model: ir.Model, feed: Feed, *, threads: int = 0) -> dict[str, tuple[int, ...]]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.data import Dataset, Preprocessing, input_specs, open_data
-from lowbit.exceptions import DataError, ModelError
+from lowbit.data import Preprocessing, input_specs, open_data
+from lowbit.exceptions import ModelError
 from lowbit.graph import clean, load_model, save_model
 from lowbit.graph.constants import constant_array, is_constant
+from lowbit.methods.classification import default_metric, metric_name, top1_accuracy
 from lowbit.methods.inspect import inspect
 from lowbit.methods.quantize import Stages, silent
 from lowbit.methods.verify import Metric, sqnr_db, verify
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import onnx
-    from numpy.typing import NDArray
 
 __all__ = ["compare", "compare_layers", "top1_accuracy"]
 
@@ -81,7 +81,7 @@ def compare(
                 data, input_specs(first), preprocessing=preprocessing, limit=samples, seed=seed, labels=labels
             )
         with dataset:
-            scored = metric or _default_metric(dataset, float_path, required=labels is not None)
+            scored = metric or default_metric(dataset, float_path, required=labels is not None)
             with stages("Compare in the engine", dataset.count()) as advance:
                 measured = verify(
                     float_path=float_path,
@@ -93,7 +93,7 @@ def compare(
                     feeds=dataset,
                     labels=dataset.labels,
                     metric=scored,
-                    metric_name="top-1 accuracy" if scored is top1_accuracy else getattr(scored, "__name__", "metric"),
+                    metric_name=metric_name(scored),
                     threads=threads,
                     seconds=measure_seconds,
                     advance=advance,
@@ -106,40 +106,6 @@ def compare(
                 for operator in inspect(second, engine=False).operators
             )
             return dataclasses.replace(measured, layers=layers, planned_integer=planned, warnings=dataset.warnings)
-
-
-def top1_accuracy(outputs: list[list[NDArray[Any]]], labels: NDArray[Any] | None) -> float:
-    """Return the fraction of samples whose highest score is the label's.
-
-    Args:
-        outputs: For each feed the model's outputs, the first of them `[batch, classes]`, or with more
-            axes of length 1.
-        labels: `[samples]` integer.
-
-    Raises:
-        DataError: The first output does not hold scores of classes, or the labels do not fit it.
-    """
-    scores = [np.asarray(arrays[0]) for arrays in outputs]
-    if any(not _classes(array) for array in scores):
-        raise DataError(
-            f"the model's first output has the shape {list(scores[0].shape)}, which are not scores of classes",
-            remedy="say with your own metric what the labels mean (--metric module:function)",
-        )
-    joined = np.concatenate([array.reshape(array.shape[0], array.shape[1]) for array in scores])
-    if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        kind = "missing" if labels is None else f"{list(labels.shape)} {labels.dtype}"
-        raise DataError(
-            f"the labels are {kind}",
-            remedy="give one integer per sample, or your own metric (--metric module:function)",
-        )
-    if labels.shape[0] != joined.shape[0]:
-        raise DataError(f"there are {labels.shape[0]} labels for {joined.shape[0]} samples", remedy="give one for each")
-    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < joined.shape[1]:
-        raise DataError(
-            f"the labels go from {labels.min()} to {labels.max()}, but the model has {joined.shape[1]} classes",
-            remedy="number the classes from 0 as the model does, or give your own metric",
-        )
-    return float((joined.argmax(axis=1) == labels).mean())
 
 
 def compare_layers(
@@ -313,20 +279,3 @@ def _check_interface(first: ir.Model, second: ir.Model) -> None:
             f"the float model has the outputs {outputs[0]}, the artifact {outputs[1]}",
             remedy="compare two files of the same network",
         )
-
-
-def _default_metric(dataset: Dataset, float_path: Path, *, required: bool) -> Metric | None:
-    """Return top-1 accuracy if there are labels and the first output holds scores of classes."""
-    labels = dataset.labels
-    if labels is None:
-        return None
-    if required:
-        return top1_accuracy
-    outputs = open_session(float_path).run(next(iter(dataset)))
-    fits = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and _classes(outputs[0])
-    return top1_accuracy if fits and 0 <= labels.min() <= labels.max() < outputs[0].shape[1] else None
-
-
-def _classes(array: NDArray[Any]) -> bool:
-    """Whether an array is `[batch, classes]`, with axes of length 1 behind at most."""
-    return array.ndim >= 2 and array.shape[1] >= 2 and all(size == 1 for size in array.shape[2:])

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from lowbit.exceptions import RecipeError
 from lowbit.formats import Format, PerBlock, choose_parameters, parse_format
 from lowbit.graph import digest
 from lowbit.graph.constants import constant_array, is_stored_quantized
+from lowbit.graph.half import GUARDED
 from lowbit.methods.apply import clip_bounds
 from lowbit.methods.calibrate import Calibration, Watch
 from lowbit.plan.choose import Choice, choose_executions
@@ -23,8 +25,6 @@ from lowbit.statistics import histogram_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import onnx_ir as ir
 
     from lowbit.plan.cost import Shapes
     from lowbit.plan.recipe import Recipe
@@ -72,16 +72,18 @@ def decide(sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes
         RecipeError: A pattern matches nothing, or the formats contradict the method.
     """
     _check_patterns(sites, recipe)
-    weights_text = recipe.weights or target.weights
+    weights_text = with_granularity(recipe.weights or target.weights, weight_only=recipe.method == "weight-only")
     activations_text = recipe.activations or target.activations
     method = recipe.method
     if activations_text == "none":
         method = "weight-only"
     elif activations_text == "dynamic":
         method = "dynamic"
-    activations = parse_format(target.activations if activations_text in {"none", "dynamic"} else activations_text)
+    activations = activation_format(target.activations if activations_text in {"none", "dynamic"} else activations_text)
     weight_format = parse_format(weights_text)
     half = weight_format.element.kind == "float" and weight_format.element.bits == 16
+    if activations.element.kind == "float":
+        return _decide_half(sites, recipe, activations, weight_format if recipe.weights else activations)
     warnings = []
     native = (
         weight_format.element.name in target.weight_elements and activations.element.name in target.activation_elements
@@ -101,7 +103,8 @@ def decide(sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes
     for site in sites:
         rule = recipe.rule_for(site.path, site.op_type, site.weight.name if site.weight is not None else None)
         wanted = rule.method or method
-        per_site_weights[site.path] = rule.weights or weights_text
+        own = with_granularity(rule.weights, weight_only=wanted == "weight-only") if rule.weights else weights_text
+        per_site_weights[site.path] = own
         allowed[site.path], refused[site.path] = _allowed(
             site, wanted, target, rule.pattern, dynamic_format_ok=weight_format
         )
@@ -145,10 +148,67 @@ def decide(sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes
     )
 
 
+def with_granularity(text: str, *, weight_only: bool) -> str:
+    """Return a weight format with its granularity spelled out.
+
+    Without one, weights get a scale per output channel; 4 bits and fewer under float activations a scale per block of
+    32, which is what makes them usable.
+    """
+    name, *words = text.split(":")
+    if any(word in {"per-tensor", "per-channel"} or word.startswith("block=") for word in words):
+        return text
+    fmt = parse_format(text)
+    if fmt.element.kind == "float" and fmt.element.bits == 16:
+        return text
+    granularity = "block=32" if weight_only and fmt.element.bits <= _FEW_BITS else "per-channel"
+    return ":".join([name, granularity, *words])
+
+
+def activation_format(text: str) -> Format:
+    """Return an activation format; asymmetric unless the text says otherwise, as most activations are one-sided."""
+    fmt = parse_format(text)
+    if fmt.element.kind == "float" or "symmetric" in text.split(":"):
+        return fmt
+    return dataclasses.replace(fmt, symmetric=False)
+
+
+def _decide_half(sites: Sequence[Site], recipe: Recipe, activations: Format, weights: Format) -> Decision:
+    """Let everything compute in a 16-bit float that is not known to overflow or to lose its digits there."""
+    name = activations.element.name
+    if activations.element.bits != 16 or weights.element.name != name:
+        raise RecipeError(
+            f"activations are {name} and weights {weights.element.name}",
+            remedy="give the same 16-bit float for both, e.g. --weights float16 --activations float16",
+        )
+    executions: dict[str, Execution] = {}
+    reasons: dict[str, str] = {}
+    chosen: dict[str, str] = {}
+    for site in sites:
+        rule = recipe.rule_for(site.path, site.op_type, site.weight.name if site.weight is not None else None)
+        executions[site.path] = "float"
+        if rule.method == "float":
+            reasons[site.path] = f"excluded by {rule.pattern!r}"
+        elif site.subgraph:
+            reasons[site.path] = "it lies in a subgraph, whose tensors calibration cannot see"
+        elif site.op_type in GUARDED or any(node.op_type in GUARDED for node in site.fused):
+            reasons[site.path] = f"{site.op_type} overflows or loses its digits in {name}"
+        elif site.output.dtype not in (ir.DataType.FLOAT, None):
+            reasons[site.path] = "it computes indices or shapes, not float32 numbers"
+        else:
+            executions[site.path] = "half"
+            reasons[site.path] = f"computed in {name}, as asked"
+            if site.weight_index is not None:
+                chosen[site.path] = name
+    unknown = {site.path: Choice(execution="float", float_ns=None, chosen_ns=None, reason="") for site in sites}
+    return Decision(executions=executions, weights=chosen, reasons=reasons, choices=unknown, activations=activations)
+
+
 def watch_list(sites: Sequence[Site], decision: Decision, recipe: Recipe) -> Watch:
     """Return what calibration has to watch for this decision."""
     tensors = coded_tensors(sites, decision.executions)
     names = tuple(tensor.name for tensor in tensors if constant_array(tensor.value) is None)
+    halves = [site for site in sites if decision.executions[site.path] == "half"]
+    names += tuple(site.output.name for site in halves if site.output.name)
     means: dict[str, int] = {}
     if recipe.bias_correction:
         for site in sites:
@@ -157,7 +217,7 @@ def watch_list(sites: Sequence[Site], decision: Decision, recipe: Recipe) -> Wat
                 assert read is not None
                 if read.name:
                     means[read.name] = 1 if site.op_type == "Conv" else -1
-    return Watch(tensors=names, means=means)
+    return Watch(tensors=names, means=means, moving_average=recipe.calibration == "moving-average")
 
 
 def make_plan(
@@ -186,18 +246,26 @@ def make_plan(
         choice = decision.choices[site.path]
         execution = decision.executions[site.path]
         weights = decision.weights.get(site.path)
+        reason = decision.reasons[site.path]
+        if execution == "half" and calibration is not None:
+            largest = _largest(calibration, site)
+            if largest > decision.activations.element.maximum / _HEADROOM:
+                execution, weights = "float", None
+                reason = (
+                    f"its output reaches {largest:.3g}, too close to where {decision.activations.element.name} ends"
+                )
         mean = None
         if execution == "static" and recipe.bias_correction and calibration is not None and _correctable(site):
             read = site.node.inputs[0]
             found = calibration.means.get(read.name or "") if read is not None else None
             mean = pack_floats(found) if found is not None else None
-        coded = execution == "static"
+        coded = execution in {"static", "half"}
         entries.append(
             SitePlan(
                 node=site.path,
                 op_type=site.op_type,
                 execution=execution,
-                reason=decision.reasons[site.path],
+                reason=reason,
                 weights=weights,
                 activations=str(decision.activations) if coded else "uint8" if execution == "dynamic" else None,
                 predicted_float_us=_microseconds(choice.float_ns),
@@ -215,6 +283,18 @@ def make_plan(
         options={"weight_range": recipe.weight_range, "io": recipe.io, "calibration": recipe.calibration},
         warnings=decision.warnings,
     )
+
+
+# Weights of so few bits need a scale for every few of them.
+_FEW_BITS = 4
+# Data that calibration has not seen may be this many times larger before a 16-bit float overflows.
+_HEADROOM = 4.0
+
+
+def _largest(calibration: Calibration, site: Site) -> float:
+    """Return the largest magnitude that calibration saw in a site's output."""
+    histogram = calibration.histograms[site.output.name or ""]
+    return max(abs(histogram.low), abs(histogram.high))
 
 
 def _allowed(
@@ -298,7 +378,7 @@ def _check_patterns(sites: Sequence[Site], recipe: Recipe) -> None:
             names = ", ".join(site.path for site in sites[:3])
             raise RecipeError(
                 f"the pattern {pattern!r} matches no operator",
-                remedy=f"operators are called {names} …; `lowbit inspect` lists them",
+                remedy=f"operators are called {names} …; `lowbit inspect --details` lists them",
             )
 
 
@@ -358,10 +438,11 @@ def _range(
     histogram = calibration.histograms[tensor.name]
     codes = 2**fmt.element.bits
     if method == "moving-average":
-        method = "minmax"
-    found = histogram_range(
-        histogram, method, codes=codes, symmetric=fmt.symmetric and fmt.element.signed, percentile=recipe.percentile
-    )
+        found = calibration.averages[tensor.name]
+    else:
+        found = histogram_range(
+            histogram, method, codes=codes, symmetric=fmt.symmetric and fmt.element.signed, percentile=recipe.percentile
+        )
     low, high = min(found.low, 0.0), max(found.high, 0.0)
     if producer is not None:
         for node in producer.fused:

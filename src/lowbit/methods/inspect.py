@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from lowbit.exceptions import EngineError, TargetError
 from lowbit.graph import infer_shapes, load_model, model_size, serialize
 from lowbit.graph.clean.names import name_nodes
 from lowbit.methods.stored_formats import StoredFormats
+from lowbit.plan.embedded import embedded_plan
 from lowbit.plan.plan import Plan, SitePlan
 from lowbit.plan.sites import Site, find_sites
 from lowbit.runtime.kernels import INTEGER_KERNELS, read_kernels
@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["PLAN_KEY", "Inspection", "Stored", "TensorInfo", "inspect"]
-
-PLAN_KEY = "lowbit.plan"
-"""Entry of the model's metadata that may hold the plan as JSON."""
-
+__all__ = ["Inspection", "Stored", "TensorInfo", "inspect"]
 
 _UNEXPLAINED = "left in float"
 
@@ -139,7 +135,7 @@ def inspect(
     """
     loaded = load_model(model)
     name_nodes(loaded)
-    plan = _plan(loaded)
+    plan = embedded_plan(loaded)
     kernels: dict[str, int] | None = None
     integer, refusal = 0, ""
     if engine:
@@ -228,17 +224,6 @@ def _target(target: str | Target) -> Target:
         if target != "host":
             raise
         return next(iter(TARGETS.values()))
-
-
-def _plan(model: ir.Model) -> Plan | None:
-    text = model.metadata_props.get(PLAN_KEY)
-    if text is None:
-        return None
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError:
-        return None  # a stranger's entry of the same name
-    return Plan.from_dict(data)
 
 
 def _stored(model: ir.Model) -> tuple[Stored, ...]:

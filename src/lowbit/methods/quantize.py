@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_calibration
 from lowbit.exceptions import DataError, EngineError, ModelError
+from lowbit.formats import parse_format
 from lowbit.graph import clean, digest, load_model, save_model
 from lowbit.methods.apply import Applied, apply_plan
-from lowbit.methods.calibrate import Calibration, calibrate, observed_shapes
+from lowbit.methods.calibrate import Calibration, Watch, calibrate, observed_shapes
+from lowbit.methods.checkpoint import Checkpoint
+from lowbit.methods.classification import default_metric, metric_name
 from lowbit.methods.decide import Decision, decide, make_plan, watch_list
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
@@ -69,6 +73,7 @@ class _Work:
     test_data: Dataset
     metric: Metric | None
     metric_name: str
+    checkpoint: Path | None
     threads: int
     seconds: float
     stages: Stages
@@ -84,6 +89,7 @@ def quantize(
     recipe: Recipe | str | Path | None = None,
     plan: Plan | str | Path | None = None,
     metric: Metric | None = None,
+    checkpoint: str | Path | None = None,
     threads: int = 1,
     measure_seconds: float = 2.0,
     stages: Stages = silent,
@@ -100,7 +106,10 @@ def quantize(
         preprocessing: What to do to images.
         recipe: A `Recipe` or the path of a YAML file.
         plan: A saved plan, applied as it is: the same bytes come out.
-        metric: Function of the outputs (a list of arrays per sample) and the labels; higher is better.
+        checkpoint: A file that keeps the state of calibration while it runs; the same call continues from it after an
+            interruption. It is deleted when the artifact is done.
+        metric: Function of the outputs (a list of arrays per sample) and the labels; higher is better. Without one,
+            labels of classes give top-1 accuracy.
         threads: Threads for latency and peak memory; everything else uses all processors.
         measure_seconds: How long latency is measured.
         stages: Shows progress; see `Stages`.
@@ -128,6 +137,7 @@ def quantize(
         sites = find_sites(cleaned.model, target)
         calibration_data, tests = _data(cleaned.model, data, test_data, labels, preprocessing, settings)
         feed = next(iter(tests))
+        scored = metric or default_metric(tests, float_path, required=labels is not None)
         work = _Work(
             model=cleaned.model,
             sites=sites,
@@ -138,8 +148,9 @@ def quantize(
             folder=folder,
             calibration_data=calibration_data,
             test_data=tests,
-            metric=metric,
-            metric_name=getattr(metric, "__name__", "metric"),
+            metric=scored,
+            metric_name=metric_name(scored),
+            checkpoint=Path(checkpoint) if checkpoint is not None else None,
             threads=threads,
             seconds=measure_seconds,
             stages=stages,
@@ -150,6 +161,8 @@ def quantize(
         else:
             applied, verification, calibration = _search(work)
         warnings = _warnings(work, applied.plan, verification)
+        if work.checkpoint is not None:
+            work.checkpoint.unlink(missing_ok=True)
         histograms = report_histograms(applied, calibration.histograms if calibration is not None else {})
     return Result(
         model=applied.model,
@@ -168,8 +181,9 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
     best: tuple[Applied, Verification] | None = None
     refusals: list[str] = []
     tried: set[tuple[tuple[str, str], ...]] = set()
-    automatic = work.recipe.method == "auto"
-    for recipe, caution in _attempts(work.recipe):
+    # Formats that the user spells out are delivered, also where they are slow; the warnings then say so.
+    automatic = work.recipe.method == "auto" and not _spelled_out(work.recipe, work.target)
+    for recipe, caution in _attempts(work.recipe, automatic=automatic):
         decision = decide(work.sites, recipe, work.target, work.shapes, caution=caution)
         signature = tuple(sorted(decision.executions.items()))
         if signature in tried:
@@ -186,7 +200,7 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
         except EngineError as error:
             if not automatic:
                 raise
-            refusals.append(f"a {plan.method} plan was dropped because the engine refused it: {error}")
+            refusals.append(f"a {plan.method} plan was dropped because the engine refused it: {error.cause}")
             continue
         speedup = verification.latency.speedup if verification.latency is not None else 1.0
         if best is None or speedup > (best[1].latency.speedup if best[1].latency else 1.0):
@@ -204,9 +218,17 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
     return best[0], best[1], calibration
 
 
-def _attempts(recipe: Recipe) -> Iterator[tuple[Recipe, float]]:
+def _spelled_out(recipe: Recipe, target: Target) -> bool:
+    """Whether the user asks for activation and weight formats that are not the target's own."""
+    if recipe.activations in {None, "none", "dynamic"}:
+        return False
+    weights = parse_format(recipe.weights or target.weights)
+    return recipe.activations != target.activations or weights.element.name not in target.weight_elements
+
+
+def _attempts(recipe: Recipe, *, automatic: bool) -> Iterator[tuple[Recipe, float]]:
     """Yield what to try, in order: more and more caution, then weights only, then nothing."""
-    if recipe.method != "auto":
+    if not automatic:
         yield recipe, 1.0
         return
     for caution in _CAUTION:
@@ -229,7 +251,17 @@ def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> C
             remedy="give --data, or use --method dynamic or weight-only",
         )
     with work.stages("Calibrate", work.calibration_data.count()) as advance:
-        return calibrate(work.model, work.calibration_data, watch, advance=advance)
+        # A second calibration watches other tensors; the file is for the first, long one.
+        checkpoint = _checkpoint(work, watch) if known is None else None
+        return calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
+
+
+def _checkpoint(work: _Work, watch: Watch) -> Checkpoint | None:
+    if work.checkpoint is None or work.calibration_data is None:
+        return None
+    data = work.calibration_data
+    identity = (digest(work.model), data.name, str(data.count()), str(work.recipe.seed), repr(watch))
+    return Checkpoint(work.checkpoint, hashlib.sha256("\n".join(identity).encode()).hexdigest())
 
 
 def _verify(work: _Work, applied: Applied) -> Verification:

@@ -20,6 +20,10 @@ __all__ = ["Feed", "Session", "available_threads", "engine_version", "open_sessi
 Feed = Mapping[str, NDArray[Any]]
 
 
+# The engine's package reports usage to its maker unless told otherwise; lowbit never uses the network.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def engine_version() -> str:
     """Return the engine's name and version, e.g. `onnxruntime 1.32.0`."""
     import onnxruntime
