@@ -7,21 +7,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from lowbit.exceptions import RecipeError
-from lowbit.formats import Format, PerBlock, choose_parameters, parse_format
+from lowbit.formats import Format, PerBlock, parse_format
 from lowbit.graph import digest
 from lowbit.graph.constants import constant_array, is_stored_quantized
 from lowbit.graph.half import GUARDED
-from lowbit.methods.apply import clip_bounds
+from lowbit.methods.activation_ranges import activation_plans
 from lowbit.methods.calibrate import Calibration, Watch
 from lowbit.plan.choose import Choice, choose_executions
 from lowbit.plan.packed import pack_floats
-from lowbit.plan.plan import ActivationPlan, Execution, Plan, SitePlan
-from lowbit.plan.ranges import CodedTensor, coded_tensors, share_scales
-from lowbit.statistics import histogram_range
+from lowbit.plan.plan import Execution, Plan, SitePlan
+from lowbit.plan.ranges import coded_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -240,7 +238,7 @@ def make_plan(
         calibration: What calibration saw; `None` if nothing is quantized statically.
         shapes: Shape of every tensor for one sample.
     """
-    activations = _activations(sites, recipe, decision, calibration) if calibration is not None else ()
+    activations = activation_plans(sites, recipe, decision, calibration) if calibration is not None else ()
     entries = []
     for site in sites:
         choice = decision.choices[site.path]
@@ -380,77 +378,6 @@ def _check_patterns(sites: Sequence[Site], recipe: Recipe) -> None:
                 f"the pattern {pattern!r} matches no operator",
                 remedy=f"operators are called {names} …; `lowbit inspect --details` lists them",
             )
-
-
-def _activations(
-    sites: Sequence[Site], recipe: Recipe, decision: Decision, calibration: Calibration
-) -> tuple[ActivationPlan, ...]:
-    """Choose scale and zero point of every coded tensor."""
-    fmt = decision.activations
-    tensors = [tensor for tensor in coded_tensors(sites, decision.executions) if constant_array(tensor.value) is None]
-    ranges: dict[str, tuple[float, float]] = {}
-    reasons: dict[str, str] = {}
-    for tensor in tensors:
-        ranges[tensor.name], reasons[tensor.name] = _range(tensor, recipe, fmt, calibration)
-    groups = share_scales(tensors, ranges)
-    joined: dict[str, tuple[float, float]] = {}
-    for tensor in tensors:
-        root = groups[tensor.name]
-        passive = (
-            tensor.producer is not None
-            and tensor.producer.support is not None
-            and tensor.producer.support.role == "passive"
-        )
-        if passive and root != tensor.name:
-            continue
-        low, high = ranges[tensor.name]
-        before = joined.get(root, (low, high))
-        joined[root] = (min(low, before[0]), max(high, before[1]))
-    entries = []
-    for tensor in tensors:
-        root = groups[tensor.name]
-        low, high = joined.get(root, ranges[root])
-        parameters = choose_parameters(np.float32(low), np.float32(high), fmt)
-        reason = reasons[tensor.name] if root == tensor.name else f"shares the scale of {root}"
-        entries.append(
-            ActivationPlan(
-                tensor=tensor.name,
-                format=str(fmt),
-                scale=float(parameters.scale),
-                zero_point=int(parameters.zero_point),
-                low=low,
-                high=high,
-                reason=reason,
-            )
-        )
-    return tuple(entries)
-
-
-def _range(
-    tensor: CodedTensor, recipe: Recipe, fmt: Format, calibration: Calibration
-) -> tuple[tuple[float, float], str]:
-    """Choose the range of one tensor: the method's, cut to what the operator can produce at all."""
-    producer = tensor.producer
-    if producer is not None and producer.support is not None and producer.support.output_range is not None:
-        low, high = producer.support.output_range
-        return (low, high), f"range of {producer.op_type}"
-    method = "mse" if recipe.calibration == "auto" else recipe.calibration
-    histogram = calibration.histograms[tensor.name]
-    codes = 2**fmt.element.bits
-    if method == "moving-average":
-        found = calibration.averages[tensor.name]
-    else:
-        found = histogram_range(
-            histogram, method, codes=codes, symmetric=fmt.symmetric and fmt.element.signed, percentile=recipe.percentile
-        )
-    low, high = min(found.low, 0.0), max(found.high, 0.0)
-    if producer is not None:
-        for node in producer.fused:
-            bottom, top = clip_bounds(node)
-            low, high = max(low, min(bottom, 0.0)), min(high, max(top, 0.0))
-    if low == high == 0.0:
-        high = 1.0
-    return (low, high), f"{method} over {calibration.samples} samples"
 
 
 def _decode(site: Site, weights: str | None, shapes: Shapes, target: Target) -> str:

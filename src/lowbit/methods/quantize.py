@@ -15,6 +15,7 @@ from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_ca
 from lowbit.exceptions import DataError, EngineError, ModelError
 from lowbit.formats import parse_format
 from lowbit.graph import clean, digest, load_model, save_model
+from lowbit.methods.account import SLOWER, provenance_of, warnings_of
 from lowbit.methods.apply import Applied, apply_plan
 from lowbit.methods.calibrate import Calibration, Watch, calibrate, observed_shapes
 from lowbit.methods.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ from lowbit.methods.verify import Metric, verify
 from lowbit.plan.files import read_plan
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import Site, find_sites
-from lowbit.runtime.session import available_threads, engine_version, open_session
+from lowbit.runtime.session import open_session
 from lowbit.runtime.timing import compare_latency
 from lowbit.targets import Target, find_target
 
@@ -45,8 +46,6 @@ Stages = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
 
 # Fractions of the samples and number of them that calibrate when no test data are given.
 _CALIBRATION_SHARE = 0.8
-# Ratios below this are slower than float beyond what the noise of a measurement explains.
-_SLOWER = 0.97
 # Factors on the predicted cost of integers that are tried when the artifact is slower than float.
 _CAUTION = (1.0, 1.25, 1.7)
 
@@ -160,7 +159,7 @@ def quantize(
             verification, calibration = _verify(work, applied), None
         else:
             applied, verification, calibration = _search(work)
-        warnings = _warnings(work, applied.plan, verification)
+        warnings = warnings_of(applied.plan, verification, calibration_data=calibration_data, test_data=tests)
         if work.checkpoint is not None:
             work.checkpoint.unlink(missing_ok=True)
         histograms = report_histograms(applied, calibration.histograms if calibration is not None else {})
@@ -171,7 +170,7 @@ def quantize(
         histograms=histograms,
         source=_label(model),
         notes=cleaned.notes,
-        provenance=_provenance(model, cleaned.model, settings, target),
+        provenance=provenance_of(model, cleaned.model, settings, target),
     )
 
 
@@ -205,12 +204,12 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
         speedup = verification.latency.speedup if verification.latency is not None else 1.0
         if best is None or speedup > (best[1].latency.speedup if best[1].latency else 1.0):
             best = (applied, verification)
-        if automatic and speedup < _SLOWER and verification.latency is not None:
+        if automatic and speedup < SLOWER and verification.latency is not None:
             # One slow measurement is not yet a slow artifact, and two runs should end in the same plan.
             verification = _timed_again(work, applied, verification)
             assert verification.latency is not None
             speedup = verification.latency.speedup
-        if not automatic or speedup >= _SLOWER:
+        if not automatic or speedup >= SLOWER:
             return applied, verification, calibration
         refusals.append(f"a {plan.method} plan was dropped because it ran at {speedup:.2f}× the speed of float")
     if best is None:
@@ -353,52 +352,5 @@ def _data(
     return split_calibration(dataset, calibration=min(wanted, _CALIBRATION_SHARE), seed=recipe.seed)
 
 
-def _warnings(work: _Work, plan: Plan, verification: Verification) -> list[str]:
-    """Return what the user should know about this artifact."""
-    found = [*work.test_data.warnings]
-    if work.calibration_data is not None:
-        found += work.calibration_data.warnings
-        if plan.activations and work.calibration_data.count() < 32:
-            found.append(
-                f"only {work.calibration_data.count()} samples calibrated the activations; "
-                "100 to 300 give steadier ranges"
-            )
-    compressed = sum(site.execution != "float" for site in plan.sites)
-    if not compressed:
-        found.append("nothing was quantized; the reasons are listed per operator")
-    latency = verification.latency
-    smaller = verification.artifact_bytes < verification.float_bytes
-    if latency is not None and latency.speedup < _SLOWER:
-        found.append(f"the artifact is slower than float: {latency.speedup:.2f}× its speed")
-    if latency is not None and latency.speedup < 1.03 and not smaller:
-        found.append("the artifact is neither smaller nor faster than the float model")
-    for output in verification.outputs:
-        if output.sqnr_real_db < output.sqnr_simulated_db - 0.5:
-            found.append(
-                f"output {output.name!r} is worse in the engine ({output.sqnr_real_db:.1f} dB) than simulated "
-                f"({output.sqnr_simulated_db:.1f} dB)"
-            )
-    if verification.unfused:
-        listed = ", ".join(verification.unfused[:3])
-        found.append(f"{len(verification.unfused)} planned integer operators run in float in the engine: {listed}")
-    return list(dict.fromkeys(found))
-
-
 def _label(model: object) -> str:
     return Path(model).name if isinstance(model, (str, Path)) else "model"
-
-
-def _provenance(source: object, cleaned: ir.Model, recipe: Recipe, target: Target) -> dict[str, str]:
-    import lowbit
-
-    return {
-        "lowbit": lowbit.__version__,
-        "engine": engine_version(),
-        "target": f"{target.name} ({target.description})",
-        "model": str(source) if isinstance(source, (str, Path)) else "given in memory",
-        "cleaned model sha256": digest(cleaned),
-        "method": recipe.method,
-        "calibration": recipe.calibration,
-        "seed": str(recipe.seed),
-        "processors": str(available_threads()),
-    }
