@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 import lowbit
-from lowbit.exceptions import DataError, ModelError, RecipeError, TargetError
+from lowbit.exceptions import DataError, LowbitError, ModelError, RecipeError, TargetError
 from lowbit.graph import digest, load_model, serialize
 from lowbit.methods import quantize as quantize_module
 from lowbit.methods.verify import sqnr_db
@@ -382,3 +382,47 @@ def test_the_result_prints_and_reports(parse: Callable, noise: Callable, tmp_pat
     assert result.provenance["seed"] == "0"
     names = {histogram.tensor for histogram in result.histograms}
     assert {"w", "w2", "x"} <= names
+
+
+def test_computing_in_float16(parse: Callable, noise: Callable) -> None:
+    proto = parse(NETWORK.replace("y = MatMul(f, wm)", "m = MatMul(f, wm)\n y = Softmax(m)"))
+    feeds = noise(proto, count=5)
+    result = run(proto, feeds, weights="float16", activations="float16")
+    assert by_operator(result, "Conv") == by_operator(result, "MatMul") == {"half"}
+    assert by_operator(result, "Softmax") == {"float"}
+    assert compare(proto, result, feeds) > 50
+    assert {value.dtype for value in (*result.model.graph.inputs, *result.model.graph.outputs)} == {ir.DataType.FLOAT}
+    assert len(serialize(result.model)) < proto.ByteSize() / 1.9
+    assert result.verification.samples == 1
+
+
+def test_an_engine_without_the_kernels_refuses_by_name(parse: Callable, noise: Callable) -> None:
+    """ONNX Runtime's CPU provider computes no convolution in bfloat16: that ends in an error, never in a file."""
+    proto = parse(NETWORK)
+    with pytest.raises(LowbitError, match="bfloat16"):
+        run(proto, noise(proto, count=5), weights="bfloat16", activations="bfloat16")
+
+
+def test_what_overflows_in_float16_stays_float(parse: Callable) -> None:
+    proto = parse(
+        "g (float[1,64] x, float[64,64] w) => (float[1,64] y) <float k = {0.0001}> { m = MatMul(x, w)\n y = Mul(m, k) }"
+    )
+    generator = np.random.default_rng(0)
+    feeds = [{"x": generator.standard_normal((1, 64)).astype(np.float32) * np.float32(1e5)} for _ in range(6)]
+    result = run(proto, feeds, weights="float16", activations="float16")
+    assert by_operator(result, "MatMul") == {"float"}
+    assert compare(proto, result, feeds) > 50
+
+
+def test_an_artifact_carries_its_plan(parse: Callable, noise: Callable, tmp_path: Path) -> None:
+    from lowbit.plan.embedded import embedded_plan
+
+    proto = parse(NETWORK)
+    result = run(proto, noise(proto, count=10))
+    result.save(tmp_path / "artifact.onnx")
+    plan = embedded_plan(load_model(tmp_path / "artifact.onnx"))
+    assert plan is not None
+    assert [(site.node, site.execution, site.reason, site.notes) for site in plan.sites] == [
+        (site.node, site.execution, site.reason, site.notes) for site in result.plan.sites
+    ]
+    assert plan.activations == result.plan.activations
