@@ -170,6 +170,9 @@ def test_dynamic_kernels_compute_what_is_simulated(name: str, parse: Callable, b
     assert read_kernels(built.artifact_bytes).integer_count() == 1
     for _, real, simulated in built.run(feeds):
         assert np.abs(real - simulated).max() <= 1e-4 * (np.abs(simulated).max() + 1)
+    # The kernel of a dynamic convolution does not saturate: nothing is given away there.
+    (site,) = (site for site in built.applied.plan.sites if site.execution == "dynamic")
+    assert bool(site.notes) == (site.op_type != "Conv")
 
 
 def test_the_engine_does_saturate_full_range_weights(parse: Callable, build: Callable) -> None:

@@ -136,7 +136,9 @@ class WeightEncoder:
             site.node.replace_input_with(index, decoded)
 
     def _dynamic(self, site: Site, fmt: Format) -> tuple[str, ...]:
-        encoded = encode_weight(site, fmt, saturates=self.target.saturates, method=self.method)
+        # ConvInteger multiplies weights by pixels, signed by unsigned, in a kernel that does not saturate.
+        saturates = self.target.saturates and site.op_type != "Conv"
+        encoded = encode_weight(site, fmt, saturates=saturates, method=self.method)
         self._remember(site, encoded)
         assert site.weight is not None
         name = site.weight.name or "weight"
