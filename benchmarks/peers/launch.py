@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +88,12 @@ def launch(
     interpreter = str(python) if peer.own_interpreter else sys.executable
     command = [interpreter, "-m", f"benchmarks.peers.{peer.script}", *peer.options, *options]
     command += ["--model", str(model), "--calibration", str(calibration), "--output", str(output)]
+    # Some tools drop temporary files where they stand; the checkout is no place for them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
+    run = partial(subprocess.run, capture_output=True, text=True, check=False, timeout=timeout)
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout)
+        with tempfile.TemporaryDirectory() as folder:
+            done = run(command, cwd=folder, env=environment)
     except FileNotFoundError as error:
         raise LaunchError(f"no interpreter at {interpreter}; see benchmarks/README.md") from error
     except subprocess.TimeoutExpired as error:

@@ -10,6 +10,7 @@ conversion. That is an integer linear program (a minimum cut, for two labels), s
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -141,6 +142,11 @@ def _cheapest(
         if path in dynamic_of:
             constrain({static: -1.0, dynamic_of[path]: -1.0}, -1.0)
     edges = _edges(sites)
+    touching: dict[str, list[_Edge]] = defaultdict(list)
+    for edge in edges:
+        ends = {end.path for end in (edge[0], *edge[2]) if end is not None}
+        for path in ends:
+            touching[path].append(edge)
     for producer, value, consumers in edges:
         producing = static_of.get(producer.path) if producer is not None else None
         shape = shapes.get(value.name or "")
@@ -162,7 +168,7 @@ def _cheapest(
     # An engine fuses whatever stands between codes, asked or not; a plan cannot keep that in float.
     for site in sites:
         if site.path in static_of and site.weight_index is None:
-            around = _neighbours(site, edges)
+            around = _neighbours(site, touching[site.path])
             if around is not None and all(other.path in static_of for other in around):
                 ends = [static_of[other.path] for other in around]
                 constrain({static_of[site.path]: 1.0, **dict.fromkeys(ends, -1.0)}, 1.0 - len(set(ends)))

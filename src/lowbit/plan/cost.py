@@ -101,7 +101,8 @@ def _convolution(site: Site, elements: int) -> tuple[int, bool, int, int]:
     shape = site.weight_array().shape
     kernel = int(np.prod(shape[2:], dtype=np.int64))
     group = site.attribute("group", 1)
-    depthwise = group > 1 and shape[1] == 1
+    # With several outputs a channel the engine runs a grouped product instead.
+    depthwise = group > 1 and shape[1] == 1 and shape[0] == group
     return elements * shape[1] * kernel, depthwise, kernel, shape[0]
 
 
