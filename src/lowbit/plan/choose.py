@@ -144,8 +144,8 @@ def _cheapest(
     edges = _edges(sites)
     touching: dict[str, list[_Edge]] = defaultdict(list)
     for edge in edges:
-        ends = {end.path for end in (edge[0], *edge[2]) if end is not None}
-        for path in ends:
+        around_edge = {end.path for end in (edge[0], *edge[2]) if end is not None}
+        for path in around_edge:
             touching[path].append(edge)
     for producer, value, consumers in edges:
         producing = static_of.get(producer.path) if producer is not None else None
