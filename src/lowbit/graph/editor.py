@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Editor"]
+__all__ = ["Editor", "abbreviated"]
+
+_LONGEST = 48
 
 
 class Editor:
@@ -48,7 +51,7 @@ class Editor:
             array: Its values; codes, if a format is given.
             fmt: The format whose storage type the codes take.
         """
-        name = self.name(wish)
+        name = self.name(abbreviated(wish))
         tensor = ir.tensor(array, name=name) if fmt is None else to_ir_tensor(array, fmt, name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
@@ -78,7 +81,7 @@ class Editor:
             dtypes: Element type of each output, as far as known.
             shape: Shape of the first output, if known.
         """
-        values = [ir.Value(name=self.name(wish)) for wish in outputs]
+        values = [ir.Value(name=self.name(abbreviated(wish))) for wish in outputs]
         for value, dtype in zip(values, dtypes, strict=False):
             value.type = ir.TensorType(dtype)
         if shape is not None:
@@ -89,7 +92,7 @@ class Editor:
             attributes=attributes or {},
             domain=domain,
             outputs=values,
-            name=_reserve(name, self._nodes),
+            name=_reserve(abbreviated(name), self._nodes),
         )
 
     def rename(self, value: ir.Value, wish: str) -> None:
@@ -121,6 +124,15 @@ class Editor:
     def use_domain(self, domain: str, version: int) -> None:
         """Declare an operator set."""
         self.model.graph.opset_imports.setdefault(domain, version)
+
+
+def abbreviated(name: str) -> str:
+    """Return `name`, or for a long one its end and a checksum of the whole.
+
+    Some exporters join the names of all layers that they fused, hundreds of characters; every tensor derived from such
+    a one would repeat them, which in a small model outweighs the weights.
+    """
+    return name if len(name) <= _LONGEST else f"{zlib.crc32(name.encode()):08x}{name[8 - _LONGEST :]}"
 
 
 def _reserve(wish: str, taken: set[str]) -> str:

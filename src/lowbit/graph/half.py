@@ -94,11 +94,12 @@ def _raise(editor: Editor, value: ir.Value, outside: list[tuple[ir.Node, int]], 
         "Cast",
         [value],
         name=f"{name}_Cast",
-        outputs=[name],
+        outputs=[f"{name}_cast"],
         attributes={"to": int(ir.DataType.FLOAT)},
         dtypes=[ir.DataType.FLOAT],
         shape=value.shape,
     )
+    editor.rename(cast.outputs[0], name)
     graph.insert_after(producer, cast)
     for node, position in outside:
         node.replace_input_with(position, cast.outputs[0])

@@ -14,6 +14,7 @@ from lowbit.data import Preprocessing, input_specs, open_data
 from lowbit.exceptions import ModelError
 from lowbit.graph import clean, load_model, save_model
 from lowbit.graph.constants import constant_array, is_constant
+from lowbit.graph.editor import abbreviated
 from lowbit.methods.classification import default_metric, metric_name, top1_accuracy
 from lowbit.methods.inspect import inspect
 from lowbit.methods.quantize import Stages, silent
@@ -193,7 +194,7 @@ def _rows(cleaned: ir.Model, artifact: ir.Model) -> list[_Row]:
     for node in cleaned.graph:
         for value in node.outputs:
             name = value.name or ""
-            quantizer = named.get(f"{name}_QuantizeLinear") or named.get(f"{name}_codes")
+            quantizer = named.get(f"{name}_QuantizeLinear") or named.get(abbreviated(f"{name}_codes"))
             if quantizer is None and name in reading:
                 quantizer = reading[name]
                 value = _absorbed(value, present)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lowbit.graph import model_size
+from lowbit.graph.editor import abbreviated
 from lowbit.methods.interface import Interface, coded_interface
 from lowbit.plan.verification import LayerQuality, MetricResult, OutputQuality, Verification
 from lowbit.runtime.kernels import KernelGraph, read_kernels
@@ -205,7 +206,7 @@ def unfused_sites(kernels: KernelGraph, plan: Plan, sites: Sequence[Site]) -> tu
             continue
         output = site.output.name or ""
         names = {site.node.name, site.bias_node.name if site.bias_node else None}
-        tensors = {output, f"{output}_codes", f"{output}_dequantized"}
+        tensors = {output, abbreviated(f"{output}_codes"), abbreviated(f"{output}_dequantized")}
         if not (integer_names & names or written & tensors or _prefixed(integer_names, site.node.name or "")):
             missing.append(site.path)
     return tuple(missing)
@@ -283,7 +284,7 @@ def _layers(
         name = site.output.name or ""
         if site.subgraph or site.output.dtype not in (ir.DataType.FLOAT, None) or planned.get(site.path) == "float":
             continue
-        quantizer = quantizers.get(f"{name}_codes") if name in coded else None
+        quantizer = quantizers.get(abbreviated(f"{name}_codes")) if name in coded else None
         if quantizer is not None:
             codes = quantizer.outputs[0]
             decoder = next((use.node for use in codes.uses() if use.node.op_type == "DequantizeLinear"), None)
