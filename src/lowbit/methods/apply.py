@@ -86,7 +86,8 @@ def apply_plan(model: ir.Model, plan: Plan) -> Applied:
     scales = {tensor.tensor: tensor for tensor in plan.activations}
     static = {path for path, entry in planned.items() if entry.execution == "static"}
 
-    for path in static:
+    # In the plan's order: a set of names has another one in every process, and the same plan must give the same bytes.
+    for path in (path for path in planned if path in static):
         _absorb(editor, sites[path], scales)
     values = {value.name: value for value in result.graph.inputs}
     values.update({value.name: value for node in result.graph for value in node.outputs})
@@ -97,7 +98,8 @@ def apply_plan(model: ir.Model, plan: Plan) -> Applied:
         entries.append(_with_notes(entry, notes))
     half = [sites[path] for path, entry in planned.items() if entry.execution == "half" and entry.activations]
     if half:
-        convert_to_half(editor, [site.node for site in half], half_type(planned, half[0].path))
+        nodes = [node for site in half for node in (site.node, site.bias_node, *site.fused) if node is not None]
+        convert_to_half(editor, nodes, half_type(planned, half[0].path))
     io = str(plan.options.get("io", "float"))
     if io == "int8":
         _integer_interface(result)

@@ -103,10 +103,9 @@ def decide(sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes
         wanted = rule.method or method
         own = with_granularity(rule.weights, weight_only=wanted == "weight-only") if rule.weights else weights_text
         per_site_weights[site.path] = own
-        allowed[site.path], refused[site.path] = _allowed(
-            site, wanted, target, rule.pattern, dynamic_format_ok=weight_format
-        )
-    explicit = method == "static" and (recipe.method == "static" or not native)
+        allowed[site.path], refused[site.path] = _allowed(site, wanted, target, rule.pattern, weights=weight_format)
+    # What is asked for by name is done wherever it is legal; costs decide only where the choice was left to lowbit.
+    explicit = method in {"static", "dynamic"}
     choices = choose_executions(
         sites,
         target if native and not explicit else dataclasses.replace(target, costs=None),
@@ -296,7 +295,7 @@ def _largest(calibration: Calibration, site: Site) -> float:
 
 
 def _allowed(
-    site: Site, wanted: str, target: Target, pattern: str, *, dynamic_format_ok: Format
+    site: Site, wanted: str, target: Target, pattern: str, *, weights: Format
 ) -> tuple[frozenset[Execution], str]:
     """Return what a site may become, and why nothing, if so."""
     if wanted == "float":
@@ -311,7 +310,7 @@ def _allowed(
     else:
         options.add("weight-only")
     legal = {option for option in options if site.allows(option)}
-    if "dynamic" in legal and dynamic_format_ok.element.name != "int8":
+    if "dynamic" in legal and weights.element.name != "int8":
         legal.discard("dynamic")
     if legal:
         return frozenset(legal), ""
@@ -325,7 +324,7 @@ def _allowed(
         ),
         "",
     )
-    return frozenset(), reason or f"{target.engine} cannot run it in {dynamic_format_ok.element.name}"
+    return frozenset(), reason or f"{target.engine} cannot run it in {weights.element.name}"
 
 
 def _automatic(site: Site) -> set[Execution]:

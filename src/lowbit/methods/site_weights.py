@@ -42,7 +42,13 @@ __all__ = ["AppliedWeight", "WeightEncoder"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AppliedWeight:
-    """A weight before and after, for the report."""
+    """A weight before and after, for the report.
+
+    Attributes:
+        name: Name of the float weight.
+        original: The float32 weight, in its own shape.
+        encoded: The same as codes.
+    """
 
     name: str
     original: NDArray[np.float32]
@@ -50,7 +56,13 @@ class AppliedWeight:
 
 
 class WeightEncoder:
-    """Encodes the weights of one model, each only once for all the sites that share it."""
+    """Encodes the weights of one model, each only once for all the sites that share it.
+
+    Args:
+        editor: Editor of the model, which is changed.
+        method: How weight ranges are chosen; see `lowbit.rounding.weight_range`.
+        target: Where the model will run; decides whether weights must not saturate.
+    """
 
     def __init__(self, editor: Editor, method: str, target: Target) -> None:
         self.editor = editor
@@ -84,10 +96,9 @@ class WeightEncoder:
     ) -> tuple[str, ...]:
         read = site.node.inputs[0]
         assert read is not None
-        scale = coded[read].scale
         tensor = coded[read]
         saturates = self.target.saturates and tensor.format.startswith("uint8")
-        encoded = encode_weight(site, fmt, saturates=saturates, input_scale=scale, method=self.method)
+        encoded = encode_weight(site, fmt, saturates=saturates, input_scale=tensor.scale, method=self.method)
         self._remember(site, encoded)
         weight = site.weight
         assert weight is not None
@@ -103,7 +114,7 @@ class WeightEncoder:
         # Before the site's weight becomes the decoded one, of which nothing is lost any more.
         bias = corrected_bias(site, encoded, mean)
         if bias is not None:
-            self._bias(site, bias, np.float32(scale), encoded)
+            self._bias(site, bias, np.float32(tensor.scale), encoded)
         site.node.replace_input_with(site.weight_index, decoded)
         return encoded.notes
 
