@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lowbit.runtime.session import open_session
 
-__all__ = ["INTEGER_KERNELS", "Kernel", "KernelGraph", "read_kernels"]
+__all__ = ["INTEGER_KERNELS", "Kernel", "KernelGraph", "load_optimized", "read_kernels"]
 
 # Kernels of ONNX Runtime whose arithmetic is integer. Operators that only move codes about (Reshape, MaxPool … on
 # integer tensors) are recognised by the type of their tensors instead.
@@ -75,8 +75,6 @@ def read_kernels(model: str | Path | bytes, *, threads: int = 1) -> KernelGraph:
     Raises:
         EngineError: The engine refuses the model.
     """
-    import onnx
-
     with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
         path = Path(folder) / "optimized.onnx"
         # Big initializers go to a side file so that models over 2 GB can be read back; only the graph is wanted.
@@ -85,8 +83,14 @@ def read_kernels(model: str | Path | bytes, *, threads: int = 1) -> KernelGraph:
             "session.optimized_model_external_initializers_min_size_in_bytes": "64",
         }
         open_session(model, threads=threads, optimized_path=path, options=options)
-        proto = onnx.load(path, load_external_data=False)
-    return KernelGraph(kernels=tuple(_walk(proto.graph)))
+        return KernelGraph(kernels=load_optimized(path))
+
+
+def load_optimized(path: Path) -> tuple[Kernel, ...]:
+    """Return the kernels of a graph that ONNX Runtime has written after optimizing it."""
+    import onnx
+
+    return tuple(_walk(onnx.load(path, load_external_data=False).graph))
 
 
 def _walk(graph: onnx.GraphProto) -> list[Kernel]:  # type: ignore[name-defined]  # noqa: F821
