@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit.plan.choose import choose_executions
-from lowbit.plan.cost import conversion_cost, dynamic_cost, float_cost, static_cost
+from lowbit.plan.cost import FormulaCosts, conversion_cost, dynamic_cost, float_cost, static_cost
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def test_the_program_finds_the_optimum(sites_of: Callable) -> None:
         sites = sites_of(text)
         shapes = dict.fromkeys(["x", *(site.output.name for site in sites)], shape)
         allowed = {site.path: frozenset({"static"} if site.allows("static") else set[str]()) for site in sites}
-        choices = choose_executions(sites, TARGET, shapes, allowed=allowed, caution=caution)
+        choices = choose_executions(sites, FormulaCosts(COSTS, shapes), allowed=allowed, caution=caution)
         chosen = {path: choice.execution for path, choice in choices.items()}
         assert all(chosen[path] in {"float", *allowed[path]} for path in chosen)
         assert not enclosed(sites, allowed, chosen)
@@ -180,7 +179,7 @@ def test_products_choose_among_three(sites_of: Callable) -> None:
             )
             for site in sites
         }
-        choices = choose_executions(sites, TARGET, shapes, allowed=allowed)
+        choices = choose_executions(sites, FormulaCosts(COSTS, shapes), allowed=allowed)
         chosen = {path: choice.execution for path, choice in choices.items()}
         assert price(sites, shapes, chosen, 1.0) == pytest.approx(cheapest(sites, shapes, allowed, 1.0), rel=1e-6)
         seen.update(chosen.values())
@@ -201,7 +200,7 @@ def test_caution_keeps_more_in_float(sites_of: Callable) -> None:
     allowed = {site.path: frozenset({"static"}) for site in sites}
     counts = []
     for caution in (1.0, 1.5, 3.0):
-        choices = choose_executions(sites, TARGET, shapes, allowed=allowed, caution=caution)
+        choices = choose_executions(sites, FormulaCosts(COSTS, shapes), allowed=allowed, caution=caution)
         counts.append(sum(choice.execution == "static" for choice in choices.values()))
         assert all(choice.reason for choice in choices.values())
     assert counts[0] == 2
@@ -213,9 +212,11 @@ def test_what_is_not_allowed_is_not_chosen(sites_of: Callable) -> None:
     sites = sites_of(PAIR)
     shapes = dict.fromkeys(("x", "c", "y"), (1, 256, 28, 28))
     only = {sites[0].path: frozenset({"static"})}
-    choices = choose_executions(sites, TARGET, shapes, allowed=only)
+    choices = choose_executions(sites, FormulaCosts(COSTS, shapes), allowed=only)
     assert [choices[site.path].execution for site in sites] == ["static", "float"]
-    assert {choice.execution for choice in choose_executions(sites, TARGET, shapes, allowed={}).values()} == {"float"}
+    assert {
+        choice.execution for choice in choose_executions(sites, FormulaCosts(COSTS, shapes), allowed={}).values()
+    } == {"float"}
 
 
 def test_without_costs_everything_legal_is_integer(sites_of: Callable) -> None:
@@ -224,7 +225,7 @@ def test_without_costs_everything_legal_is_integer(sites_of: Callable) -> None:
         "{ s = Sigmoid(x)\n c = Conv(s, w)\n t = Tanh(c)\n d = Sigmoid(c)\n y = Mul(d, c)\n z = Add(t, y) }"
     )
     allowed = {site.path: frozenset({"static"}) for site in sites if site.allows("static")}
-    choices = choose_executions(sites, dataclasses.replace(TARGET, costs=None), {}, allowed=allowed)
+    choices = choose_executions(sites, None, allowed=allowed)
     chosen = {site.op_type + site.output.name: choices[site.path].execution for site in sites}
     # What has no weights is integer only where all it reads is codes already.
     assert chosen == {

@@ -15,11 +15,11 @@ from lowbit.data.inputs import batch_layout
 from lowbit.graph import clean, infer_shapes, load_model
 from lowbit.methods.calibrate import observed_shapes
 from lowbit.methods.decide import Decision, decide, make_plan
-from lowbit.plan.cost import Shapes, conversion_cost, dynamic_cost, float_cost, static_cost
-from lowbit.plan.ranges import coded_tensors
+from lowbit.plan.choose import predicted_latency
+from lowbit.plan.cost import Costs, FormulaCosts
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import Site, find_sites
-from lowbit.targets import CostModel, Target, find_target
+from lowbit.targets import Target, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,14 +122,15 @@ def check(
     priced = chosen if not unknown else dataclasses.replace(chosen, costs=None)
     decision = decide(sites, settings, priced, shapes)
     plan = make_plan(cleaned.model, sites, settings, chosen, decision, None, shapes)
-    if priced.costs is not None:
-        plan = _priced(plan, sites, decision, shapes, priced.costs)
+    costs = FormulaCosts(priced.costs, shapes) if priced.costs is not None else None
+    if costs is not None:
+        plan = _priced(plan, sites, decision, costs)
     known = [site for site in plan.sites if site.predicted_float_us is not None and site.predicted_us is not None]
     floats = sum(site.predicted_float_us or 0.0 for site in known)
     planned = sum(site.predicted_us or 0.0 for site in known)
     conversions = None
-    if priced.costs is not None and known:
-        conversions = _conversions(sites, decision, shapes, priced.costs) / 1e3
+    if costs is not None and known:
+        conversions = _conversions(sites, decision, costs) / 1e3
     return Check(
         source=Path(model).name if isinstance(model, (str, Path)) else "model",
         target=chosen,
@@ -179,17 +180,12 @@ def _shapes(
     return shapes, tuple(unknown)
 
 
-def _priced(plan: Plan, sites: Sequence[Site], decision: Decision, shapes: Shapes, costs: CostModel) -> Plan:
+def _priced(plan: Plan, sites: Sequence[Site], decision: Decision, costs: Costs) -> Plan:
     """Fill in the predictions, also where the recipe left no choice and nobody has asked for them yet."""
     entries = []
     for site, entry in zip(sites, plan.sites, strict=True):
-        plain = float_cost(site, shapes, costs)
-        execution = decision.executions[site.path]
-        chosen = plain
-        if execution == "static":
-            chosen = static_cost(site, shapes, costs)
-        elif execution == "dynamic":
-            chosen = dynamic_cost(site, shapes, costs)
+        plain = costs.site(site, "float")
+        chosen = costs.site(site, decision.executions[site.path])
         entries.append(
             dataclasses.replace(
                 entry,
@@ -200,20 +196,10 @@ def _priced(plan: Plan, sites: Sequence[Site], decision: Decision, shapes: Shape
     return dataclasses.replace(plan, sites=tuple(entries))
 
 
-def _conversions(sites: Sequence[Site], decision: Decision, shapes: Shapes, costs: CostModel) -> float:
+def _conversions(sites: Sequence[Site], decision: Decision, costs: Costs) -> float:
     """Return the predicted time of all QuantizeLinear and DequantizeLinear between float and integer sites, in ns."""
-    total = 0.0
-    for tensor in coded_tensors(sites, decision.executions):
-        shape = shapes.get(tensor.name)
-        if tensor.producer is None:
-            total += conversion_cost(shape, costs, quantize=True)
-            continue
-        coded = {site.node for site in tensor.readers}
-        in_float = tensor.value.is_graph_output() or any(use.node not in coded for use in tensor.value.uses())
-        free = tensor.producer.support is not None and tensor.producer.support.float_output
-        if in_float and not free:
-            total += conversion_cost(shape, costs, quantize=False)
-    return total
+    kernels = sum(costs.site(site, decision.executions[site.path]) or 0.0 for site in sites)
+    return predicted_latency(sites, costs, decision.executions) - kernels
 
 
 def _count(plan: Plan) -> tuple[OperatorCount, ...]:

@@ -16,7 +16,8 @@ from lowbit.graph.constants import constant_array, is_stored_quantized
 from lowbit.graph.half import GUARDED
 from lowbit.methods.activation_ranges import activation_plans
 from lowbit.methods.calibrate import Calibration, Watch
-from lowbit.plan.choose import Choice, choose_executions
+from lowbit.plan.choose import Choice, NoiseBudget, choose_executions
+from lowbit.plan.cost import Costs, FormulaCosts
 from lowbit.plan.packed import pack_floats
 from lowbit.plan.plan import Execution, Plan, SitePlan
 from lowbit.plan.ranges import coded_tensors
@@ -56,7 +57,16 @@ class Decision:
     warnings: tuple[str, ...] = ()
 
 
-def decide(sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes, *, caution: float = 1.0) -> Decision:
+def decide(
+    sites: Sequence[Site],
+    recipe: Recipe,
+    target: Target,
+    shapes: Shapes,
+    *,
+    caution: float = 1.0,
+    costs: Costs | None = None,
+    budget: NoiseBudget | None = None,
+) -> Decision:
     """Decide how every site runs.
 
     Args:
@@ -65,6 +75,8 @@ def decide(sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes
         target: Where the model will run.
         shapes: Shape of every tensor for one sample.
         caution: Factor on the predicted costs of integers; raised when the artifact turned out slower than predicted.
+        costs: Costs that were measured; by default the target's formulas.
+        budget: Limit of the noise that integers may add.
 
     Raises:
         RecipeError: A pattern matches nothing, or the formats contradict the method.
@@ -106,14 +118,16 @@ def decide(sites: Sequence[Site], recipe: Recipe, target: Target, shapes: Shapes
         allowed[site.path], refused[site.path] = _allowed(site, wanted, target, rule.pattern, weights=weight_format)
     # What is asked for by name is done wherever it is legal; costs decide only where the choice was left to lowbit.
     explicit = method in {"static", "dynamic"}
+    if costs is None and target.costs is not None:
+        costs = FormulaCosts(target.costs, shapes)
     choices = choose_executions(
         sites,
-        target if native and not explicit else dataclasses.replace(target, costs=None),
-        shapes,
+        costs if native and not (explicit and budget is None) else None,
         allowed={
             path: frozenset(item for item in may if item in {"static", "dynamic"}) for path, may in allowed.items()
         },
         caution=caution,
+        budget=budget,
     )
     executions: dict[str, Execution] = {}
     reasons: dict[str, str] = {}

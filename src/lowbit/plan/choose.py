@@ -6,6 +6,7 @@ conversion. That is an integer linear program (a minimum cut, for two labels), s
     minimize    Σ_v float_v (1 - s_v - d_v) + static_v s_v + dynamic_v d_v  +  Σ_t quantize_t q_t + dequantize_t e_t
     subject to  q_t ≥ s_c - s_p   for every consumer c of tensor t with producer p     (a code is needed)
                 e_t ≥ s_p - s_c   likewise, unless p can write float itself            (a float is needed)
+                Σ_v noise_v (s_v + d_v) ≤ budget                                       (where accuracy is limited)
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.graph.constants import is_constant
-from lowbit.plan.cost import Shapes, conversion_cost, dynamic_cost, float_cost, static_cost
 from lowbit.plan.sites import Site
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lowbit.plan.cost import Costs
     from lowbit.plan.plan import Execution
-    from lowbit.targets import CostModel, Target
 
-__all__ = ["Choice", "choose_executions"]
+__all__ = ["Choice", "NoiseBudget", "choose_executions", "predicted_latency"]
 
 _Edge = tuple[Site | None, ir.Value, list[Site | None]]
 """A tensor between sites: its producer, itself, its consumers (`None` for what only writes or reads float)."""
+
+
+# Preference for dynamic kernels whose cost is unknown, in nanoseconds: about the launch of a kernel.
+_BETTER_BET = -3000.0
+_HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,29 +48,75 @@ class Choice:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseBudget:
+    """How much quantization noise a plan may add at the model's output.
+
+    Noise powers of different sites add up, as far as they are independent. All powers are relative to the power of the
+    output in float, so that a budget of `10 ** (-SQNR / 10)` demands that SQNR in decibel.
+
+    Attributes:
+        static: Noise power that each site adds alone when it runs in static integers, by path; absent is none.
+        dynamic: The same with ranges at run time.
+        limit: Largest sum.
+        minimize: Whether the sum is made as small as possible before anything else, within `slowest`.
+        slowest: With `minimize`, how much slower than the fastest plan the chosen one may be, as a factor.
+    """
+
+    static: Mapping[str, float]
+    dynamic: Mapping[str, float]
+    limit: float
+    minimize: bool = False
+    slowest: float = 1.1
+
+
 def choose_executions(
     sites: Sequence[Site],
-    target: Target,
-    shapes: Shapes,
+    costs: Costs | None,
     *,
     allowed: Mapping[str, frozenset[Execution]],
     caution: float = 1.0,
+    budget: NoiseBudget | None = None,
 ) -> dict[str, Choice]:
     """Choose float, static or dynamic integers for every site.
 
     Args:
         sites: The model's sites in topological order.
-        target: The target; without cost constants everything that is legal becomes integer.
-        shapes: Shape of every tensor for one sample.
+        costs: What everything costs; without, everything that is legal becomes integer.
         allowed: Per site path, which of `static` and `dynamic` may be used; nothing if it is absent.
         caution: Factor on all integer and conversion costs; above 1 keeps more in float.
+        budget: Limit of the noise that integers may add; without one latency alone decides.
 
     Returns:
         One choice per site path.
     """
-    if target.costs is None:
+    if costs is None:
         return _everything_legal(sites, allowed)
-    return _cheapest(sites, target.costs, shapes, allowed, caution)
+    program = _Program(sites, costs, allowed, caution)
+    if budget is None:
+        return program.solve()
+    if budget.minimize:
+        fastest = program.solve(noise=budget)
+        limit = budget.slowest * program.latency({path: choice.execution for path, choice in fastest.items()})
+        return program.solve(noise=budget, slowest=limit)
+    return program.solve(noise=budget)
+
+
+def predicted_latency(sites: Sequence[Site], costs: Costs, executions: Mapping[str, Execution]) -> float:
+    """Return the predicted time of the whole model in nanoseconds: kernels, and conversions between float and codes.
+
+    Operators of unknown cost count nothing.
+    """
+    total = sum(costs.site(site, executions.get(site.path, "float")) or 0.0 for site in sites)
+    for producer, value, consumers in _edges(sites):
+        written = producer is not None and executions.get(producer.path) == "static"
+        reads = [site is not None and executions.get(site.path) == "static" for site in consumers]
+        free = producer is not None and producer.support is not None and producer.support.float_output
+        if not written and any(reads) and not is_constant(value):
+            total += costs.conversion(value, quantize=True)
+        if written and not all(reads) and not free:
+            total += costs.conversion(value, quantize=False)
+    return total
 
 
 def _everything_legal(sites: Sequence[Site], allowed: Mapping[str, frozenset[Execution]]) -> dict[str, Choice]:
@@ -95,104 +146,124 @@ def _everything_legal(sites: Sequence[Site], allowed: Mapping[str, frozenset[Exe
     return choices
 
 
-def _cheapest(
-    sites: Sequence[Site],
-    costs: CostModel,
-    shapes: Shapes,
-    allowed: Mapping[str, frozenset[Execution]],
-    caution: float,
-) -> dict[str, Choice]:
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_array
+class _Program:
+    """The integer linear program of one model; solved as often as limits change."""
 
-    variables: list[float] = []  # objective coefficient of each 0/1 variable
-    static_of: dict[str, int] = {}
-    dynamic_of: dict[str, int] = {}
-    times: dict[str, dict[str, float | None]] = {}
-    for site in sites:
-        may = allowed.get(site.path, frozenset())
-        plain = float_cost(site, shapes, costs)
-        times[site.path] = {"float": plain, "static": None, "dynamic": None}
+    def __init__(
+        self, sites: Sequence[Site], costs: Costs, allowed: Mapping[str, frozenset[Execution]], caution: float
+    ) -> None:
+        self.sites = sites
+        self.costs = costs
+        self.objective: list[float] = []  # coefficient of each 0/1 variable
+        self.static_of: dict[str, int] = {}
+        self.dynamic_of: dict[str, int] = {}
+        self.times: dict[str, dict[str, float | None]] = {}
+        self.constraints: list[tuple[dict[int, float], float]] = []  # Σ coefficient · variable ≥ bound
+        for site in sites:
+            self._add_site(site, allowed.get(site.path, frozenset()), caution)
+        for path, static in self.static_of.items():
+            if path in self.dynamic_of:
+                self.constraints.append(({static: -1.0, self.dynamic_of[path]: -1.0}, -1.0))
+        self._add_conversions(caution)
+
+    def _add_site(self, site: Site, may: frozenset[Execution], caution: float) -> None:
+        plain = self.costs.site(site, "float")
+        times: dict[str, float | None] = {"float": plain, "static": None, "dynamic": None}
+        self.times[site.path] = times
         if "static" in may:
-            cost = static_cost(site, shapes, costs)
-            times[site.path]["static"] = cost
-            static_of[site.path] = len(variables)
-            variables.append(_difference(plain, cost, caution, unknown=0.0))
+            times["static"] = self.costs.site(site, "static")
+            self.static_of[site.path] = len(self.objective)
+            self.objective.append(_difference(plain, times["static"], caution, unknown=0.0))
         if "dynamic" in may:
-            cost = dynamic_cost(site, shapes, costs)
-            times[site.path]["dynamic"] = cost
-            dynamic_of[site.path] = len(variables)
+            times["dynamic"] = self.costs.site(site, "dynamic")
+            self.dynamic_of[site.path] = len(self.objective)
             # Without shapes the dynamic kernels of matrix products and LSTMs are still the better bet: they read a
             # quarter of the weights, and what they add grows with the activations only.
-            variables.append(_difference(plain, cost, caution, unknown=-costs.node))
+            self.objective.append(_difference(plain, times["dynamic"], caution, unknown=_BETTER_BET))
 
-    rows: list[int] = []
-    columns: list[int] = []
-    entries: list[float] = []
-    lower: list[float] = []
+    def _add_conversions(self, caution: float) -> None:
+        edges = _edges(self.sites)
+        touching: dict[str, list[_Edge]] = defaultdict(list)
+        for edge in edges:
+            for path in {end.path for end in (edge[0], *edge[2]) if end is not None}:
+                touching[path].append(edge)
+        for producer, value, consumers in edges:
+            producing = self.static_of.get(producer.path) if producer is not None else None
+            coded = [self.static_of.get(site.path) if site is not None else None for site in consumers]
+            free_output = producer is not None and producer.support is not None and producer.support.float_output
+            if any(index is not None for index in coded) and not is_constant(value):
+                quantize = len(self.objective)
+                self.objective.append(caution * self.costs.conversion(value, quantize=True))
+                for index in coded:
+                    if index is not None:
+                        own = {producing: 1.0} if producing is not None else {}
+                        self.constraints.append(({quantize: 1.0, index: -1.0, **own}, 0.0))
+            if producing is not None and not free_output:
+                dequantize = len(self.objective)
+                self.objective.append(caution * self.costs.conversion(value, quantize=False))
+                for index in coded:
+                    own = {index: 1.0} if index is not None else {}
+                    self.constraints.append(({dequantize: 1.0, producing: -1.0, **own}, 0.0))
+        # An engine fuses whatever stands between codes, asked or not; a plan cannot keep that in float.
+        for site in self.sites:
+            if site.path in self.static_of and site.weight_index is None:
+                around = _neighbours(site, touching[site.path])
+                if around is not None and all(other.path in self.static_of for other in around):
+                    ends = dict.fromkeys((self.static_of[other.path] for other in around), -1.0)
+                    self.constraints.append(({self.static_of[site.path]: 1.0, **ends}, 1.0 - len(ends)))
 
-    def constrain(terms: Mapping[int, float], bound: float) -> None:
-        for column, entry in terms.items():
-            rows.append(len(lower))
-            columns.append(column)
-            entries.append(entry)
-        lower.append(bound)
+    def latency(self, executions: Mapping[str, Execution]) -> float:
+        """Return the predicted time of an assignment."""
+        return predicted_latency(self.sites, self.costs, executions)
 
-    for path, static in static_of.items():
-        if path in dynamic_of:
-            constrain({static: -1.0, dynamic_of[path]: -1.0}, -1.0)
-    edges = _edges(sites)
-    touching: dict[str, list[_Edge]] = defaultdict(list)
-    for edge in edges:
-        around_edge = {end.path for end in (edge[0], *edge[2]) if end is not None}
-        for path in around_edge:
-            touching[path].append(edge)
-    for producer, value, consumers in edges:
-        producing = static_of.get(producer.path) if producer is not None else None
-        shape = shapes.get(value.name or "")
-        coded = [static_of.get(site.path) if site is not None else None for site in consumers]
-        free_output = producer is not None and producer.support is not None and producer.support.float_output
-        if any(index is not None for index in coded):
-            quantize = len(variables)
-            variables.append(caution * conversion_cost(shape, costs, quantize=True))
-            for index in coded:
-                if index is not None:
-                    constrain({quantize: 1.0, index: -1.0, **({producing: 1.0} if producing is not None else {})}, 0.0)
-        if producing is not None and not free_output:
-            dequantize = len(variables)
-            variables.append(caution * conversion_cost(shape, costs, quantize=False))
-            for index in coded:
-                terms = {dequantize: 1.0, producing: -1.0, **({index: 1.0} if index is not None else {})}
-                constrain(terms, 0.0)
+    def solve(self, *, noise: NoiseBudget | None = None, slowest: float | None = None) -> dict[str, Choice]:
+        """Return the best assignment: the fastest within the limit of noise or, with `slowest`, the least noisy."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import coo_array
 
-    # An engine fuses whatever stands between codes, asked or not; a plan cannot keep that in float.
-    for site in sites:
-        if site.path in static_of and site.weight_index is None:
-            around = _neighbours(site, touching[site.path])
-            if around is not None and all(other.path in static_of for other in around):
-                ends = [static_of[other.path] for other in around]
-                constrain({static_of[site.path]: 1.0, **dict.fromkeys(ends, -1.0)}, 1.0 - len(set(ends)))
-
-    if not static_of and not dynamic_of:
-        return {site.path: _choice("float", times[site.path]) for site in sites}
-    matrix = coo_array((entries, (rows, columns)), shape=(len(lower), len(variables))).tocsc()
-    solution = milp(
-        c=np.asarray(variables),
-        integrality=np.ones(len(variables)),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(matrix, lb=np.asarray(lower)) if lower else None,
-    )
-    assert solution.success, solution.message  # all-float is always feasible
-    chosen = solution.x > 0.5
-    result = {}
-    for site in sites:
-        execution: Execution = "float"
-        if site.path in static_of and chosen[static_of[site.path]]:
-            execution = "static"
-        elif site.path in dynamic_of and chosen[dynamic_of[site.path]]:
-            execution = "dynamic"
-        result[site.path] = _choice(execution, times[site.path])
-    return result
+        if not self.objective:
+            return {site.path: _choice("float", self.times[site.path]) for site in self.sites}
+        constraints = list(self.constraints)
+        objective = np.asarray(self.objective)
+        if noise is not None:
+            powers = {index: noise.static.get(path, 0.0) for path, index in self.static_of.items()}
+            powers |= {index: noise.dynamic.get(path, 0.0) for path, index in self.dynamic_of.items()}
+            # Scaled to the limit: the solver's tolerances are absolute.
+            constraints.append(({index: -power / noise.limit for index, power in powers.items()}, -1.0))
+            if slowest is not None:
+                plain = self.latency({})
+                terms = {index: -value / slowest for index, value in enumerate(self.objective)}
+                constraints.append((terms, (plain - slowest) / slowest))
+                largest = max(powers.values(), default=0.0) or 1.0
+                objective = 1e-6 * objective / max(np.abs(objective).max(), 1e-9)
+                for index, power in powers.items():
+                    objective[index] += power / largest
+        entries = [
+            (coefficient, row, column)
+            for row, (terms, _) in enumerate(constraints)
+            for column, coefficient in terms.items()
+        ]
+        values, rows, columns = zip(*entries, strict=True) if entries else ((), (), ())
+        matrix = coo_array((values, (rows, columns)), shape=(len(constraints), len(objective))).tocsc()
+        solution = milp(
+            c=objective,
+            integrality=np.ones(len(objective)),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(matrix, lb=np.asarray([bound for _, bound in constraints]))
+            if constraints
+            else None,
+        )
+        assert solution.success, solution.message  # all-float is always feasible
+        chosen = solution.x > _HALF
+        result = {}
+        for site in self.sites:
+            execution: Execution = "float"
+            if site.path in self.static_of and chosen[self.static_of[site.path]]:
+                execution = "static"
+            elif site.path in self.dynamic_of and chosen[self.dynamic_of[site.path]]:
+                execution = "dynamic"
+            result[site.path] = _choice(execution, self.times[site.path])
+        return result
 
 
 def _neighbours(site: Site, edges: Sequence[_Edge]) -> list[Site] | None:

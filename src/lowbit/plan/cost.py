@@ -1,4 +1,4 @@
-"""Predicted time of one operator on a target, from its shapes and the target's measured constants.
+"""Predicted time of one operator on a target: measured, or from its shapes and the target's constants.
 
 All times are in nanoseconds, on one thread. The formulas count multiply-accumulates, output elements, gathered kernel
 positions and launches; the constants are in the target's file (`lowbit.targets.CostModel`).
@@ -8,21 +8,124 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from lowbit.plan.cost_keys import conversion_key, site_key
+
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lowbit.plan.cost_table import CostTable
+    from lowbit.plan.plan import Execution
     from lowbit.plan.sites import Site
     from lowbit.targets import CostModel
 
 # Output channels that one vector of a float kernel holds on the processors described so far.
 _BLOCK = 8
 
-__all__ = ["Shapes", "conversion_cost", "dynamic_cost", "float_cost", "static_cost"]
+__all__ = [
+    "Costs",
+    "FormulaCosts",
+    "MeasuredCosts",
+    "Shapes",
+    "conversion_cost",
+    "dynamic_cost",
+    "float_cost",
+    "static_cost",
+    "where_is",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Concrete shape of every tensor, by name, for one sample."""
+
+
+class Costs(Protocol):
+    """What the planner asks about time, in nanoseconds."""
+
+    def site(self, site: Site, execution: Execution) -> float | None:
+        """Return the time of a site run in one way, without conversions at its edges; `None` if unknown."""
+
+    def conversion(self, value: ir.Value, *, quantize: bool) -> float:
+        """Return the time of converting a tensor to codes (`quantize`) or back."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormulaCosts:
+    """Costs from formulas over shapes, with a target's constants.
+
+    Attributes:
+        constants: The target's constants.
+        shapes: Shape of every tensor.
+    """
+
+    constants: CostModel
+    shapes: Shapes
+
+    def site(self, site: Site, execution: Execution) -> float | None:
+        """Return the predicted time of a site; weights that are only stored small cost what float costs."""
+        if execution == "static":
+            return static_cost(site, self.shapes, self.constants)
+        if execution == "dynamic":
+            return dynamic_cost(site, self.shapes, self.constants)
+        return float_cost(site, self.shapes, self.constants)
+
+    def conversion(self, value: ir.Value, *, quantize: bool) -> float:
+        """Return the predicted time of converting a tensor."""
+        return conversion_cost(self.shapes.get(value.name or ""), self.constants, quantize=quantize)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCosts:
+    """Costs that were measured; what was not is filled in by formulas, in proportion to what was.
+
+    Attributes:
+        table: The measured costs.
+        shapes: Shape of every tensor.
+        fallback: Formulas, if the target has constants.
+    """
+
+    table: CostTable
+    shapes: Shapes
+    fallback: FormulaCosts | None = None
+
+    def measured(self, site: Site, execution: Execution) -> float | None:
+        """Return the measured time of a site, `None` where the table does not have it."""
+        key = site_key(site, self.shapes)
+        entry = self.table.operators.get(key or "", {})
+        if execution in {"weight-only", "half"}:
+            return entry.get(execution, entry.get("float"))
+        return entry.get(execution)
+
+    def site(self, site: Site, execution: Execution) -> float | None:
+        """Return the time of a site."""
+        known = self.measured(site, execution)
+        if known is not None or self.fallback is None:
+            return known
+        guess = self.fallback.site(site, execution)
+        plain, plain_guess = self.measured(site, "float"), self.fallback.site(site, "float")
+        if guess is not None and plain is not None and plain_guess:
+            return guess * plain / plain_guess
+        return guess
+
+    def conversion(self, value: ir.Value, *, quantize: bool) -> float:
+        """Return the time of converting a tensor."""
+        shape = self.shapes.get(value.name or "")
+        if shape is not None:
+            entry = self.table.conversions.get(conversion_key(shape, where=where_is(value)), {})
+            known = entry.get("quantize" if quantize else "dequantize")
+            if known is not None:
+                return known
+        return self.fallback.conversion(value, quantize=quantize) if self.fallback is not None else 0.0
+
+
+def where_is(value: ir.Value) -> str:
+    """Return whether a tensor is an `input` or `output` of the graph, or lies `inside`."""
+    if value.is_graph_input():
+        return "input"
+    return "output" if value.is_graph_output() and not value.uses() else "inside"
 
 
 def float_cost(site: Site, shapes: Shapes, costs: CostModel) -> float | None:

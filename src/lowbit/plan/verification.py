@@ -11,7 +11,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Latency", "LayerQuality", "MetricResult", "OutputQuality", "TensorHistogram", "Verification"]
+__all__ = [
+    "Hazards",
+    "Latency",
+    "LayerQuality",
+    "MetricResult",
+    "OutputQuality",
+    "Prediction",
+    "SiteKernel",
+    "SiteTime",
+    "TensorHistogram",
+    "Verification",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +75,88 @@ class MetricResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SiteTime:
+    """Where the time of one operator goes, float beside artifact, in one inference of each.
+
+    Attributes:
+        node: Name of the operator in the cleaned model, or of the tensor that is converted.
+        op_type: ONNX operator, or `conversion` for the QuantizeLinear, DequantizeLinear and layout changes of a tensor.
+        execution: How it runs in the artifact: `static`, `dynamic`, `weight-only`, `half` or `float`.
+        float_us: Measured time in the float model, in microseconds; 0 if another operator's kernel does its work.
+        artifact_us: Measured time in the artifact, in microseconds; 0 likewise.
+        predicted_us: What the planner expected of `artifact_us`; `None` if it did not know.
+    """
+
+    node: str
+    op_type: str
+    execution: str
+    float_us: float
+    artifact_us: float
+    predicted_us: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteKernel:
+    """What the engine runs for one operator that was planned in integers.
+
+    Attributes:
+        node: Name of the operator in the cleaned model.
+        op_type: ONNX operator.
+        execution: How it was planned: `static` or `dynamic`.
+        kernel: The engine's operator that runs it, e.g. `QLinearConv`; empty if none was found.
+        integer: Whether that computes in integers, or moves codes.
+        cause: Why it does not, in words.
+    """
+
+    node: str
+    op_type: str
+    execution: str
+    kernel: str
+    integer: bool
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Predicted latency beside measured, in milliseconds, at the threads of `Verification.latency`.
+
+    Attributes:
+        source: Where the costs came from: `measured here`, `measured here, cached`, a file's name or `formulas`.
+        float_ms: Predicted latency of the float model.
+        artifact_ms: Predicted latency of the artifact, before it was built.
+        corrected_ms: The same after the costs were corrected by what the built artifact took; `None` if they were not.
+        machine_spread: Distance between the quartiles of repeated measurements over their median.
+    """
+
+    source: str
+    float_ms: float
+    artifact_ms: float
+    corrected_ms: float | None = None
+    machine_spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hazards:
+    """What 8-bit products could have saturated in one layer, and what was done about it.
+
+    Attributes:
+        node: Name of the operator in the cleaned model.
+        pairs: Pairs of products in the layer.
+        hazards: How many of them could overflow the engine's 16-bit lane at the full weight range.
+        channels: Output channels in the layer.
+        rescaled: Channels made safe by a larger scale.
+        recoded: Channels made safe by moving codes.
+    """
+
+    node: str
+    pairs: int
+    hazards: int
+    channels: int
+    rescaled: int
+    recoded: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHistogram:
     """A histogram of one weight or activation tensor with its quantization grid.
 
@@ -109,6 +202,11 @@ class Verification:
         planned_integer: How many sites the plan wanted in integers.
         unfused: Names of planned integer sites that the engine runs in float.
         metric: The user's metric, if any.
+        latency_all_cores: The same as `latency` with every processor; `None` if that is the same or was not measured.
+        timeline: Where the time goes, operator by operator in execution order; empty if it was not measured.
+        contract: What the engine runs for every operator that was planned in integers.
+        prediction: Predicted latency beside measured; `None` if nothing was predicted.
+        hazards: Layers in which 8-bit products could have saturated, and what was done; empty where nothing saturates.
         warnings: What the user should know, one sentence each.
     """
 
@@ -127,4 +225,9 @@ class Verification:
     planned_integer: int = 0
     unfused: tuple[str, ...] = ()
     metric: MetricResult | None = None
+    latency_all_cores: Latency | None = None
+    timeline: tuple[SiteTime, ...] = ()
+    contract: tuple[SiteKernel, ...] = ()
+    prediction: Prediction | None = None
+    hazards: tuple[Hazards, ...] = ()
     warnings: tuple[str, ...] = ()

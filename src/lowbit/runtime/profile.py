@@ -135,6 +135,12 @@ def _repeats(session: Session, feed: Feed) -> int:
     return max(1, min(int(1e-3 / max(time.perf_counter() - start, 1e-7)), 50))
 
 
+def _typical(durations: Sequence[float]) -> float:
+    """Return the mean of the middle half: the profiler counts whole microseconds, which a median would keep."""
+    low, high = np.percentile(durations, [25, 75])
+    return float(np.mean([value for value in durations if low <= value <= high]))
+
+
 def _profile(events: list[dict[str, object]], kernels: Sequence[Kernel], whole: list[float]) -> Profile:
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     sessions_runs = 0
@@ -157,7 +163,7 @@ def _profile(events: list[dict[str, object]], kernels: Sequence[Kernel], whole: 
         kernel = by_name.get((name, operator)) or Kernel(op_type=operator, name=name, inputs=(), outputs=())
         # A kernel in a loop or a branch runs more often or less often than the model: its share of one inference.
         share = len(durations) / max(sessions_runs, 1)
-        timed.append((kernel, float(np.median(durations)) * share))
+        timed.append((kernel, _typical(durations) * share))
     low, median, high = np.percentile(whole, [25, 50, 75])
     excess = (sum(ns for _, ns in timed) - median) / max(len(timed), 1)
     corrected = [max(ns - excess, _SMALLEST_NS) for _, ns in timed]
