@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lowbit.plan.plan import ActivationPlan, Plan, SitePlan
+    from lowbit.targets import Target
 
 __all__ = ["Applied", "apply_plan"]
 
@@ -52,12 +53,13 @@ class Applied:
     weights: dict[str, AppliedWeight]
 
 
-def apply_plan(model: ir.Model, plan: Plan) -> Applied:
+def apply_plan(model: ir.Model, plan: Plan, *, target: Target | None = None) -> Applied:
     """Build the artifact that `plan` describes; the same plan and model give the same bytes.
 
     Args:
         model: The cleaned float model; left unchanged.
         plan: The plan, made for this very model.
+        target: The target as a value, where it is not one of the named ones.
 
     Raises:
         RecipeError: The plan was made for another model or names what is not there.
@@ -69,7 +71,7 @@ def apply_plan(model: ir.Model, plan: Plan) -> Applied:
             cause="it was made for a model with other operators or weights",
             remedy="make a new plan with --save-plan",
         )
-    target = find_target(plan.target)
+    target = target or find_target(plan.target)
     result = _raised(model, plan)
     sites = {site.path: site for site in find_sites(result, target)}
     planned = {site.node: site for site in plan.sites}

@@ -66,6 +66,7 @@ def decide(
     caution: float = 1.0,
     costs: Costs | None = None,
     budget: NoiseBudget | None = None,
+    everything: bool = False,
 ) -> Decision:
     """Decide how every site runs.
 
@@ -77,6 +78,7 @@ def decide(
         caution: Factor on the predicted costs of integers; raised when the artifact turned out slower than predicted.
         costs: Costs that were measured; by default the target's formulas.
         budget: Limit of the noise that integers may add.
+        everything: Whether everything that may be integer becomes so, whatever it costs.
 
     Raises:
         RecipeError: A pattern matches nothing, or the formats contradict the method.
@@ -122,7 +124,7 @@ def decide(
         costs = FormulaCosts(target.costs, shapes)
     choices = choose_executions(
         sites,
-        costs if native and not (explicit and budget is None) else None,
+        costs if native and not everything and not (explicit and budget is None) else None,
         allowed={
             path: frozenset(item for item in may if item in {"static", "dynamic"}) for path, may in allowed.items()
         },

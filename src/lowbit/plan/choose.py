@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lowbit.plan.cost import Costs
     from lowbit.plan.plan import Execution
 
-__all__ = ["Choice", "NoiseBudget", "choose_executions", "predicted_latency"]
+__all__ = ["Choice", "NoiseBudget", "choose_executions", "edges", "predicted_latency"]
 
 _Edge = tuple[Site | None, ir.Value, list[Site | None]]
 """A tensor between sites: its producer, itself, its consumers (`None` for what only writes or reads float)."""
@@ -108,7 +108,7 @@ def predicted_latency(sites: Sequence[Site], costs: Costs, executions: Mapping[s
     Operators of unknown cost count nothing.
     """
     total = sum(costs.site(site, executions.get(site.path, "float")) or 0.0 for site in sites)
-    for producer, value, consumers in _edges(sites):
+    for producer, value, consumers in edges(sites):
         written = producer is not None and executions.get(producer.path) == "static"
         reads = [site is not None and executions.get(site.path) == "static" for site in consumers]
         free = producer is not None and producer.support is not None and producer.support.float_output
@@ -182,12 +182,12 @@ class _Program:
             self.objective.append(_difference(plain, times["dynamic"], caution, unknown=_BETTER_BET))
 
     def _add_conversions(self, caution: float) -> None:
-        edges = _edges(self.sites)
+        all_edges = edges(self.sites)
         touching: dict[str, list[_Edge]] = defaultdict(list)
-        for edge in edges:
+        for edge in all_edges:
             for path in {end.path for end in (edge[0], *edge[2]) if end is not None}:
                 touching[path].append(edge)
-        for producer, value, consumers in edges:
+        for producer, value, consumers in all_edges:
             producing = self.static_of.get(producer.path) if producer is not None else None
             coded = [self.static_of.get(site.path) if site is not None else None for site in consumers]
             free_output = producer is not None and producer.support is not None and producer.support.float_output
@@ -306,7 +306,7 @@ def _choice(execution: Execution, times: Mapping[str, float | None]) -> Choice:
     return Choice(execution="float", float_ns=plain, chosen_ns=plain, reason=reason)
 
 
-def _edges(sites: Sequence[Site]) -> list[_Edge]:
+def edges(sites: Sequence[Site]) -> list[_Edge]:
     """Return every tensor between sites: its producer, itself, and its consumers (`None` for what only reads float)."""
     site_of: dict[ir.Node, Site] = {}
     for site in sites:
@@ -314,7 +314,7 @@ def _edges(sites: Sequence[Site]) -> list[_Edge]:
         site_of.update(dict.fromkeys(site.fused, site))
         if site.bias_node is not None:
             site_of[site.bias_node] = site
-    edges = []
+    found: list[_Edge] = []
     seen: set[ir.Value] = set()
     for site in sites:
         candidates = [*site.last.outputs, *(value for value in site.node.inputs if value is not None)]
@@ -334,5 +334,5 @@ def _edges(sites: Sequence[Site]) -> list[_Edge]:
             if value.is_graph_output():
                 consumers.append(None)
             if consumers:
-                edges.append((producer, value, consumers))
-    return edges
+                found.append((producer, value, consumers))
+    return found
