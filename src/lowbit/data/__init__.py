@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lowbit.data.cutting import Feed
 from lowbit.data.dataset import Dataset
-from lowbit.data.inputs import InputSpec, input_specs
+from lowbit.data.inputs import InputSpec, batched, input_specs
 from lowbit.data.opening import RANDOM, open_data
 from lowbit.data.preprocessing import Preprocessing, parse_preprocessing
 from lowbit.data.splitting import split_calibration
@@ -18,6 +18,7 @@ __all__ = [
     "Feed",
     "InputSpec",
     "Preprocessing",
+    "batched",
     "input_specs",
     "open_data",
     "parse_preprocessing",

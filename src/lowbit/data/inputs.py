@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowbit.exceptions import ModelError
+from lowbit.exceptions import DataError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir
+    from numpy.typing import NDArray
 
-__all__ = ["BatchLayout", "Dim", "InputSpec", "batch_layout", "input_specs"]
+__all__ = ["BatchLayout", "Dim", "InputSpec", "batch_layout", "batched", "input_specs"]
 
 Dim = int | str | None
 
@@ -93,6 +94,28 @@ def batch_layout(inputs: Sequence[InputSpec]) -> BatchLayout:
     sizes = {spec.shape[axis] for spec in with_axes if (axis := axes[spec.name]) is not None}
     static = [size for size in sizes if isinstance(size, int)]
     return BatchLayout(axes=axes, fixed=min(static) if static else None)
+
+
+def batched(feed: Mapping[str, NDArray[Any]], inputs: Sequence[InputSpec], size: int) -> dict[str, NDArray[Any]]:
+    """Return a feed of `size` samples, all the same as the one sample of `feed`.
+
+    Raises:
+        DataError: The model fixes its batch at another size.
+    """
+    if size == 1:
+        return dict(feed)
+    layout = batch_layout(inputs)
+    if layout.fixed not in {None, size} or not any(axis is not None for axis in layout.axes.values()):
+        raise DataError(
+            f"the batch is {size}",
+            cause="the model has no batch axis" if layout.fixed is None else f"the model takes {layout.fixed} at once",
+            remedy="export the model with an open batch axis, or leave --batch out",
+        )
+    result = {}
+    for name, array in feed.items():
+        axis = layout.axes.get(name)
+        result[name] = array if axis is None else np.repeat(array[(slice(None),) * axis + (slice(0, 1),)], size, axis)
+    return result
 
 
 def _batch_axis(shape: tuple[Dim, ...], batch: Dim) -> int | None:

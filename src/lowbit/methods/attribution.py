@@ -1,8 +1,8 @@
 """Which kernel of an engine runs which operator of the model.
 
 Engines rename, merge and move what they are given. So that a kernel can still be told, the model is loaded with a mark
-in the name of every node; engines build the names of their kernels from those. What an engine adds by itself (changes of
-the memory layout) belongs to the conversion or operator that it stands beside.
+in the name of every node; engines build the names of their kernels from those. What an engine adds by itself (changes
+of the memory layout) belongs to the conversion or operator that it stands beside.
 """
 
 from __future__ import annotations

@@ -24,9 +24,7 @@ _LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "Reshape", "S
 _MERGED = "(merged into its neighbours)"
 
 
-def contract(
-    artifact: ir.Model, sites: Sequence[Site], plan: Plan, *, engine: str = "onnxruntime", threads: int = 1
-) -> tuple[SiteKernel, ...]:
+def contract(artifact: ir.Model, sites: Sequence[Site], plan: Plan, *, threads: int = 1) -> tuple[SiteKernel, ...]:
     """Map every operator that was planned in integers to the kernel that runs it.
 
     The engine's own optimized graph is read back. An operator with weights has to run in an integer kernel; one that
@@ -36,7 +34,6 @@ def contract(
         artifact: The artifact.
         sites: The sites of the float model that it was made from.
         plan: The artifact's plan.
-        engine: The engine to ask.
         threads: Threads of the engine.
 
     Raises:
@@ -44,11 +41,7 @@ def contract(
     """
     marked = mark(artifact, sites)
     with staged(marked.model) as source:
-        graph = (
-            read_kernels(source, threads=threads)
-            if engine == "onnxruntime"
-            else read_kernels(source, threads=threads, engine=engine)
-        )
+        graph = read_kernels(source, threads=threads)
     kernels = graph.kernels
     owners = owners_of_kernels(kernels, marked)
     owned: dict[str, list[Kernel]] = {}

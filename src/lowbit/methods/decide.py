@@ -16,14 +16,14 @@ from lowbit.graph.constants import constant_array, is_stored_quantized
 from lowbit.graph.half import GUARDED
 from lowbit.methods.activation_ranges import activation_plans
 from lowbit.methods.calibrate import Calibration, Watch
-from lowbit.plan.choose import Choice, NoiseBudget, choose_executions
+from lowbit.plan.choose import Choice, NoiseBudget, choose_executions, explain_executions
 from lowbit.plan.cost import Costs, FormulaCosts
 from lowbit.plan.packed import pack_floats
 from lowbit.plan.plan import Execution, Plan, SitePlan
 from lowbit.plan.ranges import coded_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lowbit.plan.cost import Shapes
     from lowbit.plan.recipe import Recipe
@@ -67,6 +67,7 @@ def decide(
     costs: Costs | None = None,
     budget: NoiseBudget | None = None,
     everything: bool = False,
+    executions: Mapping[str, Execution] | None = None,
 ) -> Decision:
     """Decide how every site runs.
 
@@ -79,6 +80,7 @@ def decide(
         costs: Costs that were measured; by default the target's formulas.
         budget: Limit of the noise that integers may add.
         everything: Whether everything that may be integer becomes so, whatever it costs.
+        executions: Executions that were found before, by path; the costs then only explain them.
 
     Raises:
         RecipeError: A pattern matches nothing, or the formats contradict the method.
@@ -122,16 +124,19 @@ def decide(
     explicit = method in {"static", "dynamic"}
     if costs is None and target.costs is not None:
         costs = FormulaCosts(target.costs, shapes)
-    choices = choose_executions(
-        sites,
-        costs if native and not everything and not (explicit and budget is None) else None,
-        allowed={
-            path: frozenset(item for item in may if item in {"static", "dynamic"}) for path, may in allowed.items()
-        },
-        caution=caution,
-        budget=budget,
-    )
-    executions: dict[str, Execution] = {}
+    if executions is not None and costs is not None:
+        choices = explain_executions(sites, costs, executions)
+    else:
+        choices = choose_executions(
+            sites,
+            costs if native and not everything and not (explicit and budget is None) else None,
+            allowed={
+                path: frozenset(item for item in may if item in {"static", "dynamic"}) for path, may in allowed.items()
+            },
+            caution=caution,
+            budget=budget,
+        )
+    chosen: dict[str, Execution] = {}
     reasons: dict[str, str] = {}
     weights: dict[str, str] = {}
     for site in sites:
@@ -147,12 +152,12 @@ def decide(
                     if method == "auto"
                     else "weights only, as asked"
                 )
-        executions[site.path] = execution
+        chosen[site.path] = execution
         reasons[site.path] = reason
         if execution != "float" and site.weight_index is not None:
             weights[site.path] = per_site_weights[site.path]
     return Decision(
-        executions=executions,
+        executions=chosen,
         weights=weights,
         reasons=reasons,
         choices=choices,

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from lowbit.runtime.session import Feed
     from lowbit.targets import Target
 
-__all__ = ["Probe", "corrected", "missing_costs", "probe_model", "timing_artifact"]
+__all__ = ["REPEATS", "UNSTEADY", "Probe", "corrected", "missing_costs", "probe_model", "timing_artifact"]
 
 # Medians whose quartiles lie further apart than this are measured again: something else is using the processor.
-_UNSTEADY = 0.15
-_REPEATS = 3
+UNSTEADY = 0.15
+REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def probe_model(
     variants: list[tuple[dict[str, Execution], ir.Model]] = [({}, model)]
     variants += [(chosen, timing_artifact(model, sites, chosen, target)) for chosen in executions if chosen]
     small, small_sites, small_feed, small_tensors = _conversions(sites, shapes, target)
-    for attempt in range(_REPEATS):
+    for attempt in range(REPEATS):
         times = time_sites(
             [(variant, feed) for _, variant in variants],
             sites,
@@ -105,7 +105,7 @@ def probe_model(
             advance=advance,
         )
         spread = max(one.profile.spread for one in times)
-        if spread <= _UNSTEADY:
+        if spread <= UNSTEADY:
             break
     found = dataclasses.replace(table, operators={}, conversions={}, spread=spread)
     for (chosen, _), measured in zip(variants, times, strict=True):
@@ -226,8 +226,8 @@ _Micro = tuple[ir.Model | None, tuple[Site, ...], dict[str, np.ndarray], dict[st
 def _conversions(sites: Sequence[Site], shapes: Shapes, target: Target) -> _Micro:
     """Return a model with one branch for every conversion that a plan could need, and the key of each of its tensors.
 
-    Feature maps stand between depthwise 1×1 convolutions, so that the change between the blocked layout of float kernels
-    and the channels-last layout of integer ones is part of the time; other tensors between activation functions.
+    Feature maps stand between depthwise 1×1 convolutions, so that the change between the blocked layout of float
+    kernels and the channels-last layout of integer ones is part of the time; other tensors between functions.
     """
     wanted: dict[str, tuple[tuple[int, ...], str]] = {}
     for producer, value, consumers in edges(sites):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_calibration
+from lowbit.data import Dataset, Preprocessing, batched, input_specs, open_data, split_calibration
 from lowbit.exceptions import DataError, EngineError, ModelError
 from lowbit.formats import parse_format
 from lowbit.graph import clean, digest, load_model, save_model
@@ -20,14 +20,33 @@ from lowbit.methods.apply import Applied, apply_plan
 from lowbit.methods.calibrate import Calibration, Watch, calibrate, observed_shapes
 from lowbit.methods.checkpoint import Checkpoint
 from lowbit.methods.classification import default_metric, metric_name
+from lowbit.methods.contract import contract
+from lowbit.methods.costs import (
+    LoadedCosts,
+    TunedPlan,
+    cached_table,
+    load_costs,
+    measurable,
+    plan_identity,
+    recall_plan,
+    remember,
+    remember_plan,
+)
 from lowbit.methods.decide import Decision, decide, make_plan, watch_list
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
+from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
 from lowbit.methods.result import Result
+from lowbit.methods.timeline import time_beside_float
+from lowbit.methods.tune import measured_costs, tune
 from lowbit.methods.verify import Metric, verify
+from lowbit.plan.choose import predicted_latency
+from lowbit.plan.cost import Costs, FormulaCosts
 from lowbit.plan.files import read_plan
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import Site, find_sites
+from lowbit.plan.verification import Prediction
+from lowbit.runtime.machine import this_machine
 from lowbit.runtime.session import engine_version, open_session
 from lowbit.runtime.timing import compare_latency
 from lowbit.targets import Target, find_target
@@ -37,7 +56,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lowbit.plan.plan import Plan
-    from lowbit.plan.verification import Verification
+    from lowbit.plan.verification import SiteTime, Verification
+    from lowbit.runtime.session import Feed
 
 __all__ = ["Stages", "quantize", "silent"]
 
@@ -48,6 +68,8 @@ Stages = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
 _CALIBRATION_SHARE = 0.8
 # Factors on the predicted cost of integers that are tried when the artifact is slower than float.
 _CAUTION = (1.0, 1.25, 1.7)
+# Share of the time for latency that probing and each round of tuning take.
+_PROBING = 1.0
 
 
 @contextmanager
@@ -74,7 +96,11 @@ class _Work:
     metric_name: str
     checkpoint: Path | None
     threads: int
+    timing_feed: Feed
+    batch: int
     seconds: float
+    costs: LoadedCosts | None
+    probing: bool
     stages: Stages
 
 
@@ -89,7 +115,10 @@ def quantize(
     plan: Plan | str | Path | None = None,
     metric: Metric | None = None,
     checkpoint: str | Path | None = None,
+    costs: str | Path | None = None,
+    force: bool = False,
     threads: int = 1,
+    batch: int = 1,
     measure_seconds: float = 2.0,
     stages: Stages = silent,
     **options: Any,
@@ -109,8 +138,12 @@ def quantize(
             interruption. It is deleted when the artifact is done.
         metric: Function of the outputs (a list of arrays per sample) and the labels; higher is better. Without one,
             labels of classes give top-1 accuracy.
-        threads: Threads for latency and peak memory; everything else uses all processors.
-        measure_seconds: How long latency is measured.
+        costs: A file of costs from `lowbit probe --save`, measured on the device that the model is for; `formulas`
+            plans by the target's formulas. By default, costs are measured here if this machine is the target.
+        force: Whether a file of costs is used that does not fit the target.
+        threads: Threads that costs, latency and peak memory are measured with; everything else uses all processors.
+        batch: Number of samples that the model gets at once where costs and latency are measured.
+        measure_seconds: How long latency is measured; 0 measures nothing and plans by formulas.
         stages: Shows progress; see `Stages`.
         **options: Fields of `Recipe`, e.g. `target="host"`, `weights="int8"`, `exclude=["lm_head"]`.
 
@@ -126,6 +159,9 @@ def quantize(
     """
     settings = _recipe(recipe, options)
     target = find_target(settings.target)
+    loaded_costs = None
+    if costs is not None and str(costs) != "formulas":
+        loaded_costs = load_costs(costs, target, threads=threads, force=force)
     fixed = read_plan(plan) if isinstance(plan, (str, Path)) else plan
     with tempfile.TemporaryDirectory(prefix="lowbit-") as temporary:
         folder = Path(temporary)
@@ -136,13 +172,14 @@ def quantize(
         sites = find_sites(cleaned.model, target)
         calibration_data, tests = _data(cleaned.model, data, test_data, labels, preprocessing, settings)
         feed = next(iter(tests))
+        timing_feed = batched(feed, input_specs(cleaned.model), batch)
         scored = metric or default_metric(tests, float_path, required=labels is not None)
         work = _Work(
             model=cleaned.model,
             sites=sites,
             recipe=settings,
             target=target,
-            shapes=observed_shapes(cleaned.model, feed),
+            shapes=observed_shapes(cleaned.model, timing_feed),
             float_path=float_path,
             folder=folder,
             calibration_data=calibration_data,
@@ -151,14 +188,20 @@ def quantize(
             metric_name=metric_name(scored),
             checkpoint=Path(checkpoint) if checkpoint is not None else None,
             threads=threads,
+            timing_feed=timing_feed,
+            batch=batch,
             seconds=measure_seconds,
+            costs=loaded_costs,
+            probing=costs is None and measure_seconds > 0 and measurable(target),
             stages=stages,
         )
+        prediction = None
         if fixed is not None:
             applied = apply_plan(cleaned.model, fixed)
             verification, calibration = _verify(work, applied), None
         else:
-            applied, verification, calibration = _search(work)
+            applied, verification, calibration, prediction = _search(work)
+        verification = _accounted(work, applied, verification, prediction)
         warnings = warnings_of(applied.plan, verification, calibration_data=calibration_data, test_data=tests)
         if work.checkpoint is not None:
             work.checkpoint.unlink(missing_ok=True)
@@ -174,24 +217,27 @@ def quantize(
     )
 
 
-def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
+def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Prediction | None]:
     """Plan, build and measure; while the artifact is slower than float, plan again with more left in float."""
     calibration: Calibration | None = None
-    best: tuple[Applied, Verification] | None = None
+    best: tuple[Applied, Verification, Prediction | None] | None = None
     refusals: list[str] = []
     tried: set[tuple[tuple[str, str], ...]] = set()
     # Formats that the user spells out are delivered, also where they are slow; the warnings then say so.
     automatic = work.recipe.method == "auto" and not _spelled_out(work.recipe, work.target)
+    source = _planner(work, automatic=automatic)
     for recipe, caution in _attempts(work.recipe, automatic=automatic):
-        decision = decide(work.sites, recipe, work.target, work.shapes, caution=caution)
+        if caution == _CAUTION[0] and recipe is work.recipe and source.decision is not None:
+            decision = source.decision
+        else:
+            decision = decide(work.sites, recipe, work.target, work.shapes, caution=caution, costs=source.costs)
         signature = tuple(sorted(decision.executions.items()))
         if signature in tried:
             continue
         tried.add(signature)
         calibration = _calibrated(work, decision, calibration)
         plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
-        if refusals:
-            plan = dataclasses.replace(plan, warnings=(*plan.warnings, *refusals[-1:]))
+        plan = dataclasses.replace(plan, warnings=(*plan.warnings, *source.warnings, *refusals[-1:]))
         with work.stages("Build the artifact", None):
             applied = apply_plan(work.model, plan)
         try:
@@ -205,6 +251,7 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
                 ) from error
             refusals.append(f"a {plan.method} plan was dropped because the engine refused it: {error.cause}")
             continue
+        prediction = source.predict(work, decision)
         speedup = verification.latency.speedup if verification.latency is not None else 1.0
         if automatic and speedup < SLOWER and verification.latency is not None:
             # One slow measurement is not yet a slow artifact, and two runs should end in the same plan.
@@ -212,13 +259,144 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None]:
             assert verification.latency is not None
             speedup = verification.latency.speedup
         if best is None or speedup > (best[1].latency.speedup if best[1].latency else 1.0):
-            best = (applied, verification)
+            best = (applied, verification, prediction)
         if not automatic or speedup >= SLOWER:
-            return applied, verification, calibration
+            return applied, verification, calibration, prediction
         refusals.append(f"a {plan.method} plan was dropped because it ran at {speedup:.2f}× the speed of float")
     if best is None:
         raise EngineError("no plan for this model loads in the engine", cause=refusals[-1] if refusals else "")
-    return best[0], best[1], calibration
+    return best[0], best[1], calibration, best[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Planner:
+    """What plans are made by.
+
+    Attributes:
+        source: Where the costs come from, in words.
+        costs: The costs, `None` if there are none.
+        decision: The plan that tuning has found.
+        tuned: What tuning measured.
+        warnings: What the user should know of the costs.
+    """
+
+    source: str
+    costs: Costs | None
+    decision: Decision | None = None
+    tuned: TunedPlan | None = None
+    warnings: tuple[str, ...] = ()
+
+    def predict(self, work: _Work, decision: Decision) -> Prediction | None:
+        """Return what was predicted of a decision."""
+        if self.costs is None:
+            return None
+        predicted = predicted_latency(work.sites, self.costs, decision.executions)
+        plain = predicted_latency(work.sites, self.costs, {})
+        corrected = None
+        spread = 0.0
+        if self.tuned is not None:
+            plain, spread = self.tuned.predicted_float_ns, self.tuned.spread
+            if decision is self.decision:
+                predicted, corrected = self.tuned.predicted_ns, self.tuned.corrected_ns
+        return Prediction(
+            source=self.source,
+            float_ms=plain / 1e6,
+            artifact_ms=predicted / 1e6,
+            corrected_ms=None if corrected is None else corrected / 1e6,
+            machine_spread=spread,
+        )
+
+
+def _planner(work: _Work, *, automatic: bool) -> _Planner:
+    """Return the costs to plan by: a file's, this machine's (probed and tuned), or the target's formulas."""
+    formulas = FormulaCosts(work.target.costs, work.shapes) if work.target.costs is not None else None
+    if work.costs is not None:
+        costs = measured_costs(work.costs.table, work.target, work.shapes)
+        unknown = missing_costs(work.costs.table, work.sites, work.shapes)
+        warnings = work.costs.warnings
+        if unknown:
+            lacking = f"{len(unknown)} of {len(work.sites)} operators, e.g. {unknown[0]}"
+            warnings += (f"{work.costs.source} lacks the costs of {lacking}: probe this very model on the device",)
+        return _Planner(source=work.costs.source, costs=costs, warnings=warnings)
+    if not work.probing or not automatic:
+        return _Planner(source="formulas", costs=formulas)
+    machine = this_machine(threads=work.threads, engine=work.target.engine)
+    known = cached_table(machine)
+    identity = plan_identity(work.model, work.recipe, work.target, machine, work.shapes)
+    found = recall_plan(identity)
+    if found is not None and not missing_costs(known, work.sites, work.shapes):
+        costs = measured_costs(known, work.target, work.shapes)
+        return _Planner(
+            source="measured here, cached",
+            costs=costs,
+            decision=decide(
+                work.sites, work.recipe, work.target, work.shapes, costs=costs, executions=found.executions
+            ),
+            tuned=found,
+        )
+    with work.stages("Probe the operators", None):
+        probe = probe_model(
+            work.model,
+            work.sites,
+            work.target,
+            work.shapes,
+            work.timing_feed,
+            known=known,
+            threads=work.threads,
+            seconds=_PROBING * work.seconds,
+        )
+    with work.stages("Tune the plan", None):
+        tuned = tune(
+            work.model,
+            work.sites,
+            work.recipe,
+            work.target,
+            work.shapes,
+            work.timing_feed,
+            probe.table,
+            threads=work.threads,
+            seconds=_PROBING * work.seconds,
+        )
+    remember(tuned.table)
+    record = TunedPlan(
+        executions=tuned.decision.executions,
+        predicted_ns=tuned.predicted_ns,
+        predicted_float_ns=tuned.predicted_float_ns,
+        corrected_ns=tuned.corrected_ns,
+        spread=tuned.spread,
+    )
+    remember_plan(identity, record)
+    warnings = ()
+    if tuned.spread > UNSTEADY:
+        warnings = (f"other work disturbed the measurements: their quartiles lie {tuned.spread:.0%} apart",)
+    return _Planner(
+        source="measured here",
+        costs=measured_costs(tuned.table, work.target, work.shapes),
+        decision=tuned.decision,
+        tuned=record,
+        warnings=warnings,
+    )
+
+
+def _accounted(
+    work: _Work, applied: Applied, verification: Verification, prediction: Prediction | None
+) -> Verification:
+    """Add where the time goes, and what the engine runs for every operator that was planned in integers."""
+    with work.stages("Read back what runs", None):
+        rows = contract(applied.model, work.sites, applied.plan, threads=work.threads)
+        timeline: tuple[SiteTime, ...] = ()
+        if work.seconds > 0 and applied.plan.options.get("io") != "int8":
+            timeline = time_beside_float(
+                work.model,
+                applied,
+                work.sites,
+                work.timing_feed,
+                threads=work.threads,
+                seconds=work.seconds / 2,
+                engine=work.target.engine,
+            )
+    unfused = tuple(row.node for row in rows if not row.integer)
+    return dataclasses.replace(verification, contract=rows, timeline=timeline, prediction=prediction, unfused=unfused)
 
 
 def _spelled_out(recipe: Recipe, target: Target) -> bool:
@@ -283,6 +461,8 @@ def _verify(work: _Work, applied: Applied) -> Verification:
             metric=work.metric,
             metric_name=work.metric_name,
             threads=work.threads,
+            latency_feed=work.timing_feed,
+            batch=work.batch,
             seconds=work.seconds,
             advance=advance,
         )
@@ -293,7 +473,7 @@ def _timed_again(work: _Work, applied: Applied, verification: Verification) -> V
     path = work.folder / "artifact.onnx"
     save_model(applied.model, path)
     with work.stages("Measure again", None):
-        feed = next(iter(work.test_data))
+        feed = work.timing_feed
         artifact = open_session(path, threads=work.threads)
         latency = compare_latency(
             open_session(work.float_path, threads=work.threads),
@@ -301,6 +481,7 @@ def _timed_again(work: _Work, applied: Applied, verification: Verification) -> V
             feed,
             coded_interface(artifact, applied.plan).encode(feed),
             threads=work.threads,
+            batch=work.batch,
             seconds=2 * work.seconds,
         )
     return dataclasses.replace(verification, latency=latency)

@@ -1,19 +1,21 @@
 """Tuning a plan: from measured costs to the fastest plan, then from what the plan takes to better costs.
 
-An integer program finds the plan of least predicted latency. It is built and measured as a whole, beside the float model
-and the plan in which everything legal is integer; where prediction and measurement part, the costs are corrected and the
-program is solved again, until it stands by its plan. The fastest plan that was measured is the one that is kept.
+An integer program finds the plan of least predicted latency. It is built and measured as a whole, beside the float
+model, the plan in which everything legal is integer, and the one that the target's formulas give. Where prediction and
+measurement part, the costs are corrected and the program is solved again, until it stands by its plan. The fastest plan
+that was measured is the one that is kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowbit.methods.decide import Decision, decide
-from lowbit.methods.probe import corrected, timing_artifact
+from lowbit.methods.probe import REPEATS, UNSTEADY, corrected, timing_artifact
 from lowbit.methods.site_times import SiteTimes, time_sites
-from lowbit.plan.choose import predicted_latency
+from lowbit.plan.choose import conversions, predicted_latency
 from lowbit.plan.cost import FormulaCosts, MeasuredCosts
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class Tuned:
         candidates: Every plan that was measured.
         predicted_ns: Predicted latency of the plan, from the costs before they were corrected by it.
         predicted_float_ns: Predicted latency of the float model.
+        float_ns: Measured latency of the float model, beside the candidates.
         corrected_ns: Predicted latency of the plan from the corrected costs.
         spread: Distance between the quartiles of the measurements over their median, the largest of all.
     """
@@ -73,6 +76,7 @@ class Tuned:
     candidates: tuple[Candidate, ...]
     predicted_ns: float
     predicted_float_ns: float
+    float_ns: float
     corrected_ns: float
     spread: float
 
@@ -80,6 +84,22 @@ class Tuned:
 def measured_costs(table: CostTable, target: Target, shapes: Shapes) -> MeasuredCosts:
     """Return a table as costs, with the target's formulas for what it does not hold."""
     return MeasuredCosts(table, shapes, FormulaCosts(target.costs, shapes) if target.costs is not None else None)
+
+
+def in_place(
+    costs: MeasuredCosts, sites: Sequence[Site], plan: Mapping[str, Execution], times: SiteTimes
+) -> MeasuredCosts:
+    """Return costs that know what every operator and conversion of a measured plan took in its place."""
+    places: dict[tuple[str, str], float] = {
+        (site.path, plan.get(site.path, "float")): times.site(site.path) for site in sites if not site.subgraph
+    }
+    # A conversion that the engine has merged away took no time.
+    tensors: dict[tuple[str, str], float] = {
+        (value.name or "", "quantize" if quantize else "dequantize"): 0.0
+        for value, quantize in conversions(sites, plan)
+    }
+    tensors |= {(owner.name, owner.kind): ns for owner, ns in times.times.items() if owner.kind != "site"}
+    return dataclasses.replace(costs, places={**costs.places, **places}, tensors={**costs.tensors, **tensors})
 
 
 def tune(
@@ -138,25 +158,31 @@ def tune(
     if budget is None:
         everything = decide(sites, recipe, target, shapes, everything=True)
         add("everything legal", everything, predicted_latency(sites, costs, everything.executions))
+        guessed = decide(sites, recipe, target, shapes)
+        add("formulas", guessed, predicted_latency(sites, costs, guessed.executions))
     last = decision
 
     def measure() -> tuple[SiteTimes, ...]:
-        return time_sites(
-            [(model, feed), *((artifact, feed) for artifact in built)],
-            sites,
-            threads=threads,
-            seconds=seconds,
-            engine=target.engine,
-            advance=advance,
-        )
+        for attempt in range(REPEATS):
+            found = time_sites(
+                [(model, feed), *((artifact, feed) for artifact in built)],
+                sites,
+                threads=threads,
+                seconds=seconds * (attempt + 1),
+                engine=target.engine,
+                advance=advance,
+            )
+            if max(one.profile.spread for one in found) <= UNSTEADY:
+                break
+        return found
 
     for _ in range(_ROUNDS):
         times = measure()
         measured = [(planned, one) for (_, planned, _), one in zip(plans, times[1:], strict=True)]
-        # The program's own last plan has the last word: what it says of a kernel holds where the kernel is to run.
-        for planned, one in sorted(measured, key=lambda pair: pair[0] is last):
-            table = corrected(table, sites, shapes, _quantized(planned.executions), one)
-        costs = measured_costs(table, target, shapes)
+        for planned, one in measured:
+            if planned is last:
+                table = corrected(table, sites, shapes, _quantized(planned.executions), one)
+                costs = in_place(costs, sites, _quantized(planned.executions), one)
         decision, predicted = choose(costs)
         if not add("measured costs", decision, predicted):
             break
@@ -168,13 +194,18 @@ def tune(
         for (name, planned, guess), one in zip(plans, times[1:], strict=True)
     )
     best = _fastest(candidates)
+    for candidate, one in zip(candidates, times[1:], strict=True):
+        if candidate is best:
+            table = corrected(table, sites, shapes, _quantized(best.decision.executions), one)
+            costs = in_place(costs, sites, _quantized(best.decision.executions), one)
     return Tuned(
-        decision=best.decision,
+        decision=decide(sites, recipe, target, shapes, costs=costs, executions=best.decision.executions),
         table=table,
         candidates=candidates,
         predicted_ns=best.predicted_ns,
         predicted_float_ns=predicted_float,
-        corrected_ns=predicted_latency(sites, costs, best.decision.executions),
+        float_ns=times[0].profile.whole_ns,
+        corrected_ns=float(predicted_latency(sites, costs, best.decision.executions)),
         spread=max(one.profile.spread for one in times),
     )
 

@@ -98,6 +98,8 @@ def verify(
     metric: Metric | None = None,
     metric_name: str = "metric",
     threads: int = 1,
+    latency_feed: Feed | None = None,
+    batch: int | None = None,
     quality_threads: int = 0,
     layer_samples: int = 8,
     seconds: float = 2.0,
@@ -118,6 +120,8 @@ def verify(
         metric: The user's metric.
         metric_name: Its name.
         threads: Threads for latency and memory.
+        latency_feed: What latency is measured with; the first sample by default.
+        batch: Number of samples in it, for the record.
         quality_threads: Threads for everything else; 0 takes all.
         layer_samples: How many samples are compared layer by layer.
         seconds: How long latency is measured; 0 leaves it out.
@@ -159,14 +163,15 @@ def verify(
         layers = _layers(cleaned, artifact, plan, sites, first[:layer_samples], interface, quality_threads)
     kernels = read_kernels(artifact_path, threads=threads)
     latency = None
+    timed = latency_feed if latency_feed is not None else first[0]
     if seconds > 0:
         latency = compare_latency(
             open_session(float_path, threads=threads),
             open_session(artifact_path, threads=threads),
-            first[0],
-            interface.encode(first[0]),
+            timed,
+            interface.encode(timed),
             threads=threads,
-            batch=_batch(first[0]),
+            batch=batch if batch is not None and batch > 1 else _batch(timed),
             seconds=seconds,
         )
     return Verification(

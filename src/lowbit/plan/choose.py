@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from lowbit.plan.cost import Costs
     from lowbit.plan.plan import Execution
 
-__all__ = ["Choice", "NoiseBudget", "choose_executions", "edges", "predicted_latency"]
+__all__ = [
+    "Choice",
+    "NoiseBudget",
+    "choose_executions",
+    "conversions",
+    "edges",
+    "explain_executions",
+    "predicted_latency",
+]
 
 _Edge = tuple[Site | None, ir.Value, list[Site | None]]
 """A tensor between sites: its producer, itself, its consumers (`None` for what only writes or reads float)."""
@@ -102,21 +110,40 @@ def choose_executions(
     return program.solve(noise=budget)
 
 
+def explain_executions(sites: Sequence[Site], costs: Costs, executions: Mapping[str, Execution]) -> dict[str, Choice]:
+    """Return the choices behind executions that were decided elsewhere, with the times that speak for them."""
+    result = {}
+    for site in sites:
+        execution = executions.get(site.path, "float")
+        times: dict[str, float | None] = {"float": costs.site(site, "float"), "static": None, "dynamic": None}
+        for kind in ("static", "dynamic"):
+            if site.allows(kind):
+                times[kind] = costs.site(site, kind)
+        result[site.path] = _choice(execution if execution in {"static", "dynamic"} else "float", times)
+    return result
+
+
 def predicted_latency(sites: Sequence[Site], costs: Costs, executions: Mapping[str, Execution]) -> float:
     """Return the predicted time of the whole model in nanoseconds: kernels, and conversions between float and codes.
 
     Operators of unknown cost count nothing.
     """
     total = sum(costs.site(site, executions.get(site.path, "float")) or 0.0 for site in sites)
+    return float(total + sum(costs.conversion(value, quantize=kind) for value, kind in conversions(sites, executions)))
+
+
+def conversions(sites: Sequence[Site], executions: Mapping[str, Execution]) -> list[tuple[ir.Value, bool]]:
+    """Return the tensors converted between float and codes under a set of executions, and whether to codes."""
+    found = []
     for producer, value, consumers in edges(sites):
         written = producer is not None and executions.get(producer.path) == "static"
         reads = [site is not None and executions.get(site.path) == "static" for site in consumers]
         free = producer is not None and producer.support is not None and producer.support.float_output
         if not written and any(reads) and not is_constant(value):
-            total += costs.conversion(value, quantize=True)
+            found.append((value, True))
         if written and not all(reads) and not free:
-            total += costs.conversion(value, quantize=False)
-    return total
+            found.append((value, False))
+    return found
 
 
 def _everything_legal(sites: Sequence[Site], allowed: Mapping[str, frozenset[Execution]]) -> dict[str, Choice]:

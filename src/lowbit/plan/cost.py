@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -85,14 +85,22 @@ class MeasuredCosts:
         table: The measured costs.
         shapes: Shape of every tensor.
         fallback: Formulas, if the target has constants.
+        places: Times of single operators in the place that they have in this model, by path and execution; they hold
+            before the table, which knows operators of one kind only by their mean.
+        tensors: Times of single conversions likewise, by tensor and `quantize` or `dequantize`.
     """
 
     table: CostTable
     shapes: Shapes
     fallback: FormulaCosts | None = None
+    places: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    tensors: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def measured(self, site: Site, execution: Execution) -> float | None:
         """Return the measured time of a site, `None` where the table does not have it."""
+        kind = "float" if execution in {"weight-only", "half"} else execution
+        if (site.path, kind) in self.places:
+            return self.places[site.path, kind]
         key = site_key(site, self.shapes)
         entry = self.table.operators.get(key or "", {})
         if execution in {"weight-only", "half"}:
@@ -112,10 +120,13 @@ class MeasuredCosts:
 
     def conversion(self, value: ir.Value, *, quantize: bool) -> float:
         """Return the time of converting a tensor."""
+        kind = "quantize" if quantize else "dequantize"
+        if (value.name or "", kind) in self.tensors:
+            return self.tensors[value.name or "", kind]
         shape = self.shapes.get(value.name or "")
         if shape is not None:
             entry = self.table.conversions.get(conversion_key(shape, where=where_is(value)), {})
-            known = entry.get("quantize" if quantize else "dequantize")
+            known = entry.get(kind)
             if known is not None:
                 return known
         return self.fallback.conversion(value, quantize=quantize) if self.fallback is not None else 0.0
