@@ -17,6 +17,7 @@ from lowbit.cli.check import check
 from lowbit.cli.compare import compare
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
+from lowbit.cli.probe import probe
 from lowbit.cli.quantize import quantize
 from lowbit.cli.targets import targets
 from lowbit.exceptions import LowbitError
@@ -87,12 +88,13 @@ def application(context: click.Context) -> None:
       lowbit compare model.onnx model.int8.onnx --data test/
       lowbit check model.onnx                     what would run in integers, and why not
       lowbit inspect model.int8.onnx              what a file contains
+      lowbit probe model.onnx                     what its operators cost on this machine
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, compare, check, inspect, targets):
+for _command in (quantize, compare, check, inspect, probe, targets):
     application.add_command(_command)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from lowbit.methods.quantize import Stages
+    from lowbit.methods.stages import Stages
 
 __all__ = ["stages", "terminal_stages"]
 
@@ -21,7 +21,7 @@ _TITLE_COLUMNS = 26
 def stages(*, quiet: bool) -> Stages:
     """Return how to show stages of work: not at all if that was asked for or nobody watches."""
     if quiet or not sys.stderr.isatty():
-        from lowbit.methods.quantize import silent
+        from lowbit.methods.stages import silent
 
         return silent
     from rich.console import Console

@@ -72,7 +72,31 @@ _DECIDED = ("target", "weights", "activations", "method", "calibration", "percen
 )
 @option(_FILES, "--report", type=FILE, metavar="FILE", help="Write the report as one HTML file.")
 @option(_FILES, "--save-plan", type=FILE, metavar="FILE", help="Write what was decided, and why, as YAML.")
-@option(_RUN, "--threads", type=click.IntRange(min=1), default=1, metavar="N", help="For latency and memory.  [1]")
+@option(
+    _RUN,
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="For costs, latency and memory.  [1]",
+)
+@option(
+    _RUN,
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Samples at once, for costs and latency.  [1]",
+)
+@option(
+    _RUN,
+    "--costs",
+    type=FILE,
+    metavar="FILE",
+    help="Plan by costs that `lowbit probe --save` measured on the device; `formulas` measures nothing.  "
+    "[measure here]",
+)
+@option(_RUN, "--force", is_flag=True, help="Use a file of costs that does not fit the target.")
 @option(
     _RUN,
     "--time",
@@ -107,6 +131,9 @@ def quantize(
     report: Path | None,
     save_plan: Path | None,
     checkpoint: Path | None,
+    costs: Path | None,
+    force: bool,
+    batch: int,
     threads: int,
     seconds: float,
     details: bool,
@@ -142,7 +169,10 @@ def quantize(
         plan=fixed,
         metric=scored,
         checkpoint=checkpoint,
+        costs=costs,
+        force=force,
         threads=threads,
+        batch=batch,
         measure_seconds=seconds,
         stages=stages(quiet=quiet),
     )

@@ -17,7 +17,7 @@ from lowbit.graph.constants import constant_array, is_constant
 from lowbit.graph.editor import abbreviated
 from lowbit.methods.classification import default_metric, metric_name, top1_accuracy
 from lowbit.methods.inspect import inspect
-from lowbit.methods.quantize import Stages, silent
+from lowbit.methods.stages import Stages, silent
 from lowbit.methods.verify import Metric, sqnr_db, verify
 from lowbit.plan.verification import LayerQuality, Verification
 from lowbit.runtime.session import Feed, open_session

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +35,7 @@ from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
 from lowbit.methods.result import Result
+from lowbit.methods.stages import Stages, silent
 from lowbit.methods.timeline import time_beside_float
 from lowbit.methods.tune import measured_costs, tune
 from lowbit.methods.verify import Metric, verify
@@ -52,6 +51,8 @@ from lowbit.runtime.timing import compare_latency
 from lowbit.targets import Target, find_target
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx
     import onnx_ir as ir
 
@@ -59,10 +60,7 @@ if TYPE_CHECKING:
     from lowbit.plan.verification import SiteTime, Verification
     from lowbit.runtime.session import Feed
 
-__all__ = ["Stages", "quantize", "silent"]
-
-Stages = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
-"""Opens a stage of work with a title and a number of steps; gives what to call after each step."""
+__all__ = ["quantize"]
 
 # Fractions of the samples and number of them that calibrate when no test data are given.
 _CALIBRATION_SHARE = 0.8
@@ -70,13 +68,6 @@ _CALIBRATION_SHARE = 0.8
 _CAUTION = (1.0, 1.25, 1.7)
 # Share of the time for latency that probing and each round of tuning take.
 _PROBING = 1.0
-
-
-@contextmanager
-def silent(title: str, steps: int | None) -> Iterator[Callable[[], None]]:
-    """Open a stage that shows nothing."""
-    del title, steps
-    yield lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
