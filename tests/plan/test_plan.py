@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lowbit.exceptions import OutputError, RecipeError
-from lowbit.plan.files import read_plan, write_plan, write_text
+from lowbit.plan.files import read_plan, write_plan
 from lowbit.plan.packed import pack_floats, unpack_floats
 from lowbit.plan.plan import EXECUTIONS, ActivationPlan, Plan, SitePlan
+from lowbit.plan.text_files import write_text
 
 if TYPE_CHECKING:
     from pathlib import Path

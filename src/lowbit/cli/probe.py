@@ -67,21 +67,32 @@ def probe(
     if save is not None:
         outputs.reserve(save, inputs=(model,))
 
-    from lowbit.methods.probing import probe as run
+    from lowbit.methods.probe_cache import recall_probe, remember_probe
     from lowbit.plan.cost_table import write_table
     from lowbit.report.probe import probe_parts
+    from lowbit.targets import find_target
 
-    found = run(
-        model,
-        target=target,
-        data=data_source(data),
-        preprocessing=transform,
-        threads=threads,
-        batch=batch,
-        seconds=seconds,
-        fresh=fresh,
-        stages=stages(quiet=quiet),
-    )
+    source = data_source(data)
+    shapes_are_known = model is not None and source in {None, "random"}
+    found = None
+    if model is not None and shapes_are_known and not fresh:
+        found = recall_probe(model, find_target(target), threads=threads, batch=batch)
+    if found is None:
+        from lowbit.methods.probing import probe as run
+
+        found = run(
+            model,
+            target=target,
+            data=source,
+            preprocessing=transform,
+            threads=threads,
+            batch=batch,
+            seconds=seconds,
+            fresh=fresh,
+            stages=stages(quiet=quiet),
+        )
+        if model is not None and shapes_are_known:
+            remember_probe(model, found, batch=batch)
     if save is not None:
         write_table(found.table, save)
     for warning in found.warnings:

@@ -6,16 +6,16 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit.exceptions import OutputError, TargetError
 from lowbit.graph import digest
+from lowbit.plan.cache import cache_folder
 from lowbit.plan.cost_table import CostTable, merge, read_table, write_table
-from lowbit.plan.files import write_text
 from lowbit.plan.plan import EXECUTIONS
+from lowbit.plan.text_files import write_text
 from lowbit.runtime.machine import Machine, this_machine
 from lowbit.targets import host_target
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadedCosts",
     "TunedPlan",
-    "cache_folder",
     "cached_table",
     "load_costs",
     "measurable",
@@ -112,15 +111,6 @@ def _foreign_problems(machine: Machine, target: Target, threads: int) -> tuple[s
     if ("arm64" in target.name and not arm) or ("x86" in target.name and arm):
         problems.append(f"they were measured on {machine.processor}")
     return tuple(problems)
-
-
-def cache_folder() -> Path:
-    """Return the folder where lowbit keeps what it has measured: `LOWBIT_CACHE`, or `lowbit` in the user's cache."""
-    own = os.environ.get("LOWBIT_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lowbit"
 
 
 def cached_table(machine: Machine) -> CostTable:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit.exceptions import TargetError
-from lowbit.plan.files import write_text
+from lowbit.plan.text_files import write_text
 from lowbit.runtime.machine import Machine
 
 if TYPE_CHECKING:
