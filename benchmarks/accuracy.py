@@ -43,6 +43,10 @@ class Row:
         size_ratio: Size of the artifact over the float model's.
         seconds: How long quantizing took.
         peak_mb: Peak resident memory of the quantizing process, in MB (10^6 bytes).
+        predicted_ratio: Latency that lowbit predicted of its artifact over what it measured; `None` for the others.
+        corrected_ratio: The same after the costs were corrected by the measurement.
+        planned_integer: How many operators lowbit planned in integers.
+        fused_integer: How many of them the engine runs in integers.
         deterministic: Whether two runs wrote the same bytes; `None` where that was not asked.
         note: What else there is to know.
         error: Why there are no measurements.
@@ -61,6 +65,10 @@ class Row:
     size_ratio: float | None = None
     seconds: float | None = None
     peak_mb: float | None = None
+    predicted_ratio: float | None = None
+    corrected_ratio: float | None = None
+    planned_integer: int | None = None
+    fused_integer: int | None = None
     deterministic: bool | None = None
     note: str = ""
     error: str = ""
@@ -145,6 +153,7 @@ def bench(case: Case, name: str, peer: Peer, folder: Path, arguments: argparse.N
         seconds=float(cost["seconds"]),
         peak_mb=float(cost["peak_mb"]),
         deterministic=deterministic,
+        **{key: cost.get(key) for key in ("predicted_ratio", "corrected_ratio", "planned_integer", "fused_integer")},
         note=str(cost.get("preparation", "")),
     )
 

@@ -35,7 +35,17 @@ def quantize(arguments: argparse.Namespace, feeds: FeedFolder) -> dict[str, Any]
         options["test_data"] = FeedFolder(arguments.test)
     result = lowbit.quantize(arguments.model, data=feeds, target=arguments.target, seed=0, stages=timed, **options)
     result.save(arguments.output)
-    return {"stages": stages, "method": result.plan.method, "warnings": list(result.warnings)}
+    found = {"stages": stages, "method": result.plan.method, "warnings": list(result.warnings)}
+    measured = result.verification
+    found["planned_integer"] = len(measured.contract)
+    found["fused_integer"] = sum(row.integer for row in measured.contract)
+    if measured.prediction is not None and measured.timeline:
+        # The prediction is of the cleaned model's operators, which the timeline has measured in one run with float's.
+        took = sum(row.artifact_us for row in measured.timeline) / 1e3
+        found["predicted_ratio"] = measured.prediction.artifact_ms / took
+        if measured.prediction.corrected_ms is not None:
+            found["corrected_ratio"] = measured.prediction.corrected_ms / took
+    return found
 
 
 def main() -> None:

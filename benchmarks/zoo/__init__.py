@@ -11,7 +11,7 @@ from benchmarks.zoo.efficientnet import load_efficientnet_lite0
 from benchmarks.zoo.fastestdet import load_fastestdet
 from benchmarks.zoo.magika_bytes import load_magika
 from benchmarks.zoo.minilm import load_minilm
-from benchmarks.zoo.mlperf_tiny import load_keyword_spotting, load_resnet8_cifar10
+from benchmarks.zoo.mlperf_tiny import load_keyword_spotting, load_keyword_spotting_float, load_resnet8_cifar10
 from benchmarks.zoo.ppocr import load_ppocr_cls, load_ppocr_det, load_ppocr_rec
 from benchmarks.zoo.silero import load_silero_vad, load_silero_vad_16k
 
@@ -22,6 +22,7 @@ DEFAULT_CACHE = Path("~/.cache/lowbit-bench").expanduser()
 LOADERS: dict[str, Loader] = {
     "efficientnet_lite0": load_efficientnet_lite0,
     "keyword_spotting": load_keyword_spotting,
+    "keyword_spotting_float": load_keyword_spotting_float,
     "resnet8_cifar10": load_resnet8_cifar10,
     "ppocr_rec": load_ppocr_rec,
     "ppocr_cls": load_ppocr_cls,

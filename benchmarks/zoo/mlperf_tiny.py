@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from benchmarks.zoo.metrics import top1
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["load_keyword_spotting", "load_resnet8_cifar10"]
+__all__ = ["load_keyword_spotting", "load_keyword_spotting_float", "load_resnet8_cifar10"]
 
 
 def load_keyword_spotting(data: Path, cache: Path) -> Case:  # noqa: ARG001 - every loader has one signature
@@ -35,6 +36,33 @@ def load_keyword_spotting(data: Path, cache: Path) -> Case:  # noqa: ARG001 - ev
         metric_name="top-1",
         latency_feed=feeds[-1],
     )
+
+
+def load_keyword_spotting_float(data: Path, cache: Path) -> Case:
+    """Load the same with every weight in float32: decoded once, as whoever trains the model has it."""
+    import onnx
+    from onnx import numpy_helper
+
+    case = load_keyword_spotting(data, cache)
+    path = cache / "kws_dscnn_all_float.onnx"
+    if not path.exists():
+        model = onnx.load(case.model)
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        for node in [node for node in model.graph.node if node.op_type == "DequantizeLinear"]:
+            codes, scale, *rest = (constants[name] for name in node.input)
+            zero_point = rest[0].astype(np.float32) if rest else np.float32(0)
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+            shape = [-1 if index == axis % codes.ndim else 1 for index in range(codes.ndim)]
+            scale, zero_point = (part.reshape(shape) if part.size > 1 else part for part in (scale, zero_point))
+            decoded = ((codes.astype(np.float32) - zero_point) * scale).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(decoded, node.output[0]))
+            model.graph.node.remove(node)
+        used = {name for node in model.graph.node for name in node.input}
+        for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+            model.graph.initializer.remove(tensor)
+        onnx.checker.check_model(model)
+        onnx.save(model, path)
+    return replace(case, name="keyword_spotting_float", model=path)
 
 
 def load_resnet8_cifar10(data: Path, cache: Path) -> Case:  # noqa: ARG001 - every loader has one signature
