@@ -168,8 +168,8 @@ def verdict(timings: Sequence[Timing], rows: Sequence[Mapping[str, Any]], consol
     console.print(table)
     mean = math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
     console.print(
-        f"geometric mean over the best valid peers: {mean:.2f}; slower than float: {slower}; slower than the best valid "
-        f"peer: {slower_than_peer}; predictions more than 15 % off: {far}"
+        f"geometric mean over the best valid peers: {mean:.2f}; slower than float: {slower}; slower than the best "
+        f"valid peer: {slower_than_peer}; predictions more than 15 % off: {far}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Settings of all tests: hypothesis draws the same examples every time, and costs are remembered for one run only."""
+"""Settings of all tests: hypothesis draws the same examples every time, and costs are remembered for one run."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -47,6 +47,7 @@ class Decision:
         choices: Predicted times, by path.
         activations: Activation format of the statically quantized tensors.
         warnings: What the user should know.
+        allowed: What every site may become besides float, by path.
     """
 
     executions: dict[str, Execution]
@@ -55,6 +56,7 @@ class Decision:
     choices: dict[str, Choice]
     activations: Format
     warnings: tuple[str, ...] = ()
+    allowed: dict[str, frozenset[Execution]] = field(default_factory=dict)
 
 
 def decide(
@@ -163,6 +165,7 @@ def decide(
         choices=choices,
         activations=activations,
         warnings=tuple(warnings),
+        allowed=allowed,
     )
 
 
@@ -416,7 +419,7 @@ _FEW_ROWS = 16
 
 
 def _microseconds(nanoseconds: float | None) -> float | None:
-    return None if nanoseconds is None else round(nanoseconds / 1000.0, 3)
+    return None if nanoseconds is None else round(float(nanoseconds) / 1000.0, 3)
 
 
 def _method(entries: Sequence[SitePlan]) -> str:

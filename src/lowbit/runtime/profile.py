@@ -171,7 +171,7 @@ def _profile(events: list[dict[str, object]], kernels: Sequence[Kernel], whole: 
     factor = median / max(sum(corrected), 1.0)
     return Profile(
         kernels=tuple(
-            TimedKernel(kernel=kernel, ns=ns * factor) for (kernel, _), ns in zip(timed, corrected, strict=True)
+            TimedKernel(kernel=kernel, ns=float(ns * factor)) for (kernel, _), ns in zip(timed, corrected, strict=True)
         ),
         whole_ns=float(median),
         spread=float((high - low) / median) if median else 0.0,
