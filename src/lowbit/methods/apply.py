@@ -22,6 +22,7 @@ from lowbit.graph import digest, opset_of, raise_opset
 from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.constants import constant_array
 from lowbit.graph.editor import Editor
+from lowbit.graph.entry_channels import padded_channels, read_padded
 from lowbit.graph.half import convert_to_half
 from lowbit.graph.qdq import absorb_activations, quantize_activation
 from lowbit.methods.site_weights import AppliedWeight, WeightEncoder
@@ -94,6 +95,8 @@ def apply_plan(model: ir.Model, plan: Plan, *, target: Target | None = None) -> 
     values = {value.name: value for value in result.graph.inputs}
     values.update({value.name: value for node in result.graph for value in node.outputs})
     coded = _code_activations(editor, values, scales, sites, static)
+    for path in (path for path in planned if path in static):
+        _fill_depth(editor, sites[path], coded, target.depth_multiple)
     entries = []
     for path, entry in planned.items():
         notes = weights.encode(sites[path], entry, coded)
@@ -202,6 +205,24 @@ def _code_activations(
 
         coded[quantize_activation(editor, value, parameters, fmt, reads_codes=reads)] = tensor
     return coded
+
+
+def _fill_depth(editor: Editor, site: Site, coded: dict[ir.Value, ActivationPlan], multiple: int) -> None:
+    """Pad the channels of a first layer where its integer kernel is faster so."""
+    read = site.node.inputs[0]
+    if site.op_type != "Conv" or site.attribute("group", 1) != 1 or read not in coded:
+        return
+    shape = site.weight_array().shape
+    channels = padded_channels(shape, multiple)
+    # Deep layers have full groups anyway; one that has not would pay more for the copy than it gains.
+    if channels == shape[1] or shape[1] > _ENTRY_CHANNELS:
+        return
+    assert read is not None
+    coded[read_padded(editor, site.node, channels)] = coded[read]
+
+
+# What counts as an image: one to four channels.
+_ENTRY_CHANNELS = 4
 
 
 def _with_notes(entry: SitePlan, notes: Sequence[str]) -> SitePlan:

@@ -118,6 +118,10 @@ def _owner(
     for value in node.outputs:
         for use in value.uses():
             owner = found.get(use.node)
+            if owner is not None and owner.kind == "dequantize":
+                # Codes that are changed before an operator reads them.
+                inner = (found.get(other.node) for output in use.node.outputs for other in output.uses())
+                owner = next((one for one in inner if one is not None and one.kind == "site"), None)
             if owner is not None and owner.kind == "site":
                 return owner
     return None
@@ -178,6 +182,10 @@ def _by_name(kernel: Kernel, marked: Marked) -> Owner | None:
     for tensor in (*kernel.outputs, kernel.name.split("_nchwc")[0]):
         if tensor in marked.tensors:
             return marked.tensors[tensor]
+    # A conversion that the engine has moved past a change of the layout.
+    if kernel.op_type in _QUANTIZERS and kernel.inputs:
+        quantize = kernel.op_type == "QuantizeLinear"
+        return Owner(kind="quantize" if quantize else "dequantize", name=kernel.inputs[0])
     return None
 
 

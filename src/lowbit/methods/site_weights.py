@@ -111,6 +111,10 @@ class WeightEncoder:
             )
             self._shared[key] = (decoded, encoded)
         mean = unpack_floats(entry.input_mean) if entry.input_mean else None
+        if mean is not None and site.op_type == "Conv":
+            # Channels that were added to the input are zero.
+            missing = site.weight_array().shape[1] * site.attribute("group", 1) - mean.size
+            mean = np.pad(mean, (0, missing))
         # Before the site's weight becomes the decoded one, of which nothing is lost any more.
         bias = corrected_bias(site, encoded, mean)
         if bias is not None:

@@ -80,6 +80,7 @@ TARGET = Target(
     operators=OPERATORS,
     fused_activations=FUSED_ACTIVATIONS,
     dynamic_operators=DYNAMIC_OPERATORS,
+    depth_multiple=4,
     costs=_COSTS,
     measured="ONNX Runtime 1.32.0 on AMD EPYC (Zen 3), one thread",
 )

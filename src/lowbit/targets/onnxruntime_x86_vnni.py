@@ -19,6 +19,7 @@ TARGET = Target(
     operators=OPERATORS,
     fused_activations=FUSED_ACTIVATIONS,
     dynamic_operators=DYNAMIC_OPERATORS,
+    depth_multiple=4,
     costs=None,
     measured="not measured: the fusions are the engine's own and the same on every processor, the costs are unknown",
 )

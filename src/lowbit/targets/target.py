@@ -82,6 +82,8 @@ class Target:
         operators: Support by ONNX operator; what is missing has no integer kernel.
         fused_activations: Operators that disappear into the QuantizeLinear behind an integer kernel.
         dynamic_operators: Operators that have a kernel with activation ranges at run time.
+        depth_multiple: Integer convolutions read this many numbers (channels × kernel positions) at once, and are slow
+            where the last group is not full: images then get channels of zeros.
         costs: Cost constants; `None` if nobody measured this target.
         measured: Where and with which version the data below were measured, in words.
     """
@@ -99,3 +101,4 @@ class Target:
     dynamic_operators: tuple[str, ...]
     costs: CostModel | None
     measured: str
+    depth_multiple: int = 1
