@@ -20,7 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 _DATA, _HOW, _FILES, _RUN = "Data and quality", "What becomes of the model", "Files", "Measuring and printing"
-_DECIDED = ("target", "weights", "activations", "method", "calibration", "percentile", "exclude", "io")
+_DECIDED = (
+    "target",
+    "weights",
+    "activations",
+    "method",
+    "optimize",
+    "min_sqnr",
+    "max_sqnr_loss",
+    "max_drop",
+    "calibration",
+    "percentile",
+    "exclude",
+    "io",
+)
 
 
 @click.command(cls=Command, short_help="An ONNX model in, a verified small one out.")
@@ -44,6 +57,28 @@ _DECIDED = ("target", "weights", "activations", "method", "calibration", "percen
 )
 @option(_HOW, "--activations", metavar="FORMAT", help="uint8, int8, int16, none or dynamic.  [the target's]")
 @option(_HOW, "--method", metavar="auto|static|dynamic|weight-only", help="How operators are quantized.  [auto]")
+@option(_HOW, "--optimize", metavar="latency|size|accuracy", help="What comes first.  [latency]")
+@option(
+    _HOW,
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Integers only as far as the noise at the output stays so many decibel below the signal.",
+)
+@option(
+    _HOW,
+    "--max-sqnr-loss",
+    type=float,
+    metavar="DB",
+    help="The same limit, relative to the same weights computed in float.",
+)
+@option(
+    _HOW,
+    "--max-drop",
+    type=float,
+    metavar="AMOUNT",
+    help="The fastest plan that loses at most so much of the metric, in its own unit: 0.01 is a point of top-1.",
+)
 @option(
     _HOW,
     "--calibration",
@@ -205,7 +240,9 @@ def _plan(path: Path | None, recipe: Path | None, given: dict[str, Any]) -> Plan
     """Read the plan, which leaves nothing to decide."""
     if path is None:
         return None
-    contradicting = [f"--{key}" for key in _DECIDED if key in given] + (["--recipe"] if recipe is not None else [])
+    contradicting = [f"--{key.replace('_', '-')}" for key in _DECIDED if key in given] + (
+        ["--recipe"] if recipe is not None else []
+    )
     if contradicting:
         raise click.UsageError(
             f"{', '.join(contradicting)} cannot change what --plan has decided; edit the plan instead"
@@ -221,7 +258,8 @@ def _default_output(model: Path, recipe: Recipe, plan: Plan | None) -> Path:
     from lowbit.targets import find_target
 
     if plan is None:
-        texts = [recipe.weights or find_target(recipe.target).weights]
+        target = "host" if recipe.target == "fastest-here" else recipe.target
+        texts = [recipe.weights or find_target(target).weights]
     else:
         texts = [site.weights for site in plan.sites if site.weights is not None]
     element = parse_format(max(texts, key=texts.count)).element.name if texts else "float"

@@ -173,11 +173,11 @@ def _by_name(kernel: Kernel, marked: Marked) -> Owner | None:
     for tensor in kernel.inputs:
         if tensor in marked.weights and kernel.op_type not in _QUANTIZERS:
             return Owner(kind="site", name=marked.weights[tensor])
-    for text in (kernel.name, *getattr(kernel, "origins", ())):
-        for found in _MARK.findall(text):
-            owner = marked.owners[int(found)]
-            if owner is not None:
-                return owner
+    # Where an engine tells all the nodes that it has merged, what computes comes before what converts.
+    marks = [found for text in (kernel.name, *kernel.origins) for found in _MARK.findall(text)]
+    owners = [owner for owner in (marked.owners[int(found)] for found in marks) if owner is not None]
+    if owners:
+        return next((owner for owner in owners if owner.kind == "site"), owners[0])
     # Kernels of blocked layouts are named after the tensor that they write.
     for tensor in (*kernel.outputs, kernel.name.split("_nchwc")[0]):
         if tensor in marked.tensors:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lowbit.methods.attribution import mark, owners_of_kernels
 from lowbit.plan.verification import SiteKernel
-from lowbit.runtime.kernels import Kernel, read_kernels
+from lowbit.runtime.engines import kernels_in
 from lowbit.runtime.staging import staged
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from lowbit.plan.plan import Plan
     from lowbit.plan.sites import Site
+    from lowbit.runtime.kernels import Kernel
 
 __all__ = ["contract"]
 
@@ -24,7 +25,9 @@ _LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "Reshape", "S
 _MERGED = "(merged into its neighbours)"
 
 
-def contract(artifact: ir.Model, sites: Sequence[Site], plan: Plan, *, threads: int = 1) -> tuple[SiteKernel, ...]:
+def contract(
+    artifact: ir.Model, sites: Sequence[Site], plan: Plan, *, engine: str = "onnxruntime", threads: int = 1
+) -> tuple[SiteKernel, ...]:
     """Map every operator that was planned in integers to the kernel that runs it.
 
     The engine's own optimized graph is read back. An operator with weights has to run in an integer kernel; one that
@@ -34,6 +37,7 @@ def contract(artifact: ir.Model, sites: Sequence[Site], plan: Plan, *, threads: 
         artifact: The artifact.
         sites: The sites of the float model that it was made from.
         plan: The artifact's plan.
+        engine: The engine to ask.
         threads: Threads of the engine.
 
     Raises:
@@ -41,7 +45,7 @@ def contract(artifact: ir.Model, sites: Sequence[Site], plan: Plan, *, threads: 
     """
     marked = mark(artifact, sites)
     with staged(marked.model) as source:
-        graph = read_kernels(source, threads=threads)
+        graph = kernels_in(engine, source, threads=threads)
     kernels = graph.kernels
     owners = owners_of_kernels(kernels, marked)
     owned: dict[str, list[Kernel]] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit.data import Dataset, Preprocessing, batched, input_specs, open_data, split_calibration
-from lowbit.exceptions import DataError, EngineError, ModelError
+from lowbit.exceptions import DataError, EngineError, ModelError, RecipeError
 from lowbit.formats import parse_format
 from lowbit.graph import clean, digest, load_model, save_model
 from lowbit.methods.account import SLOWER, provenance_of, warnings_of
@@ -31,6 +31,7 @@ from lowbit.methods.costs import (
     remember_plan,
 )
 from lowbit.methods.decide import Decision, decide, make_plan, watch_list
+from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
@@ -44,7 +45,8 @@ from lowbit.plan.cost import Costs, FormulaCosts
 from lowbit.plan.files import read_plan
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import Site, find_sites
-from lowbit.plan.verification import Prediction
+from lowbit.plan.verification import Hazards, Prediction
+from lowbit.runtime.engines import open_in
 from lowbit.runtime.machine import this_machine
 from lowbit.runtime.session import engine_version, open_session
 from lowbit.runtime.timing import compare_latency
@@ -149,6 +151,31 @@ def quantize(
         EngineError: The engine does not run the float model.
     """
     settings = _recipe(recipe, options)
+    if settings.target == FASTEST_HERE:
+        if plan is not None:
+            raise RecipeError(
+                f"the target is {FASTEST_HERE}", cause="a saved plan is for one target", remedy="leave --target out"
+            )
+
+        def attempt(name: str) -> Result:
+            return quantize(
+                model,
+                data,
+                test_data=test_data,
+                labels=labels,
+                preprocessing=preprocessing,
+                recipe=dataclasses.replace(settings, target=name),
+                metric=metric,
+                checkpoint=checkpoint,
+                costs=costs,
+                force=force,
+                threads=threads,
+                batch=batch,
+                measure_seconds=measure_seconds,
+                stages=stages,
+            )
+
+        return fastest_here(attempt)
     target = find_target(settings.target)
     loaded_costs = None
     if costs is not None and str(costs) != "formulas":
@@ -374,7 +401,7 @@ def _accounted(
 ) -> Verification:
     """Add where the time goes, and what the engine runs for every operator that was planned in integers."""
     with work.stages("Read back what runs", None):
-        rows = contract(applied.model, work.sites, applied.plan, threads=work.threads)
+        rows = contract(applied.model, work.sites, applied.plan, engine=work.target.engine, threads=work.threads)
         timeline: tuple[SiteTime, ...] = ()
         if work.seconds > 0 and applied.plan.options.get("io") != "int8":
             timeline = time_beside_float(
@@ -386,8 +413,22 @@ def _accounted(
                 seconds=work.seconds / 2,
                 engine=work.target.engine,
             )
+    hazards = tuple(
+        Hazards(
+            node=path,
+            pairs=report.pairs,
+            hazards=report.hazards,
+            channels=report.channels,
+            rescaled=report.scaled + report.scaled_and_clipped,
+            recoded=report.clipped,
+        )
+        for path, weight in applied.weights.items()
+        if (report := weight.encoded.saturation) is not None and report.hazards
+    )
     unfused = tuple(row.node for row in rows if not row.integer)
-    return dataclasses.replace(verification, contract=rows, timeline=timeline, prediction=prediction, unfused=unfused)
+    return dataclasses.replace(
+        verification, contract=rows, timeline=timeline, prediction=prediction, hazards=hazards, unfused=unfused
+    )
 
 
 def _spelled_out(recipe: Recipe, target: Target) -> bool:
@@ -452,6 +493,7 @@ def _verify(work: _Work, applied: Applied) -> Verification:
             metric=work.metric,
             metric_name=work.metric_name,
             threads=work.threads,
+            engine=work.target.engine,
             latency_feed=work.timing_feed,
             batch=work.batch,
             seconds=work.seconds,
@@ -465,10 +507,10 @@ def _timed_again(work: _Work, applied: Applied, verification: Verification) -> V
     save_model(applied.model, path)
     with work.stages("Measure again", None):
         feed = work.timing_feed
-        artifact = open_session(path, threads=work.threads)
+        artifact = open_session(path, threads=1)
         latency = compare_latency(
-            open_session(work.float_path, threads=work.threads),
-            artifact,
+            open_in(work.target.engine, work.float_path, threads=work.threads),
+            open_in(work.target.engine, path, threads=work.threads),
             feed,
             coded_interface(artifact, applied.plan).encode(feed),
             threads=work.threads,

@@ -33,6 +33,7 @@ class Result:
         source: What was quantized, as the user named it.
         notes: What cleaning did to the graph.
         provenance: Versions, digests and options, for the report.
+        advice: What to do with it, one sentence each: which engine to deploy with, if several were tried.
         kept_float: Whether nothing was gained, so that `model` is the cleaned float model.
     """
 
@@ -44,6 +45,7 @@ class Result:
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     kept_float: bool = False
+    advice: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -110,12 +112,15 @@ class Result:
 
     def renderables(self, *, details: bool = False) -> Sequence[object]:
         """Return the parts of the summary for a `rich` console."""
+        from rich.text import Text
+
         from lowbit.report.terminal import kernels_table, layers_table, reasons_summary, sites_table, summary_table
 
         parts: list[object] = [
             summary_table(self.plan, self.verification, title=self.source),
             reasons_summary(self.plan),
         ]
+        parts += [Text(sentence, style="bold") for sentence in self.advice]
         if details:
             parts += [sites_table(self.plan), layers_table(self.verification), kernels_table(self.verification)]
         return parts

@@ -98,7 +98,14 @@ class WeightEncoder:
         assert read is not None
         tensor = coded[read]
         saturates = self.target.saturates and tensor.format.startswith("uint8")
-        encoded = encode_weight(site, fmt, saturates=saturates, input_scale=tensor.scale, method=self.method)
+        encoded = encode_weight(
+            site,
+            fmt,
+            saturates=saturates,
+            input_scale=tensor.scale,
+            method=self.method,
+            by_tap=self.target.pairs == "tap",
+        )
         self._remember(site, encoded)
         weight = site.weight
         assert weight is not None

@@ -15,17 +15,18 @@ from lowbit.graph import model_size
 from lowbit.graph.editor import abbreviated
 from lowbit.methods.interface import Interface, coded_interface
 from lowbit.plan.verification import LayerQuality, MetricResult, OutputQuality, Verification
-from lowbit.runtime.kernels import KernelGraph, read_kernels
+from lowbit.runtime.engines import kernels_in, open_in, version_of
 from lowbit.runtime.memory import peak_memory_mb
-from lowbit.runtime.session import Feed, engine_version, open_session
+from lowbit.runtime.session import Feed, available_threads, open_session
 from lowbit.runtime.staging import staged, with_outputs
-from lowbit.runtime.timing import compare_latency
+from lowbit.runtime.timing import Latency, compare_latency
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lowbit.plan.plan import Plan
     from lowbit.plan.sites import Site
+    from lowbit.runtime.kernels import KernelGraph
 
 __all__ = ["Metric", "sqnr_db", "unfused_sites", "verify"]
 
@@ -98,6 +99,7 @@ def verify(
     metric: Metric | None = None,
     metric_name: str = "metric",
     threads: int = 1,
+    engine: str = "onnxruntime",
     latency_feed: Feed | None = None,
     batch: int | None = None,
     quality_threads: int = 0,
@@ -120,6 +122,7 @@ def verify(
         metric: The user's metric.
         metric_name: Its name.
         threads: Threads for latency and memory.
+        engine: Engine that runs both models; the simulation is always ONNX Runtime's, with all optimizations off.
         latency_feed: What latency is measured with; the first sample by default.
         batch: Number of samples in it, for the record.
         quality_threads: Threads for everything else; 0 takes all.
@@ -132,10 +135,10 @@ def verify(
         EngineError: A model does not load or run.
         DataError: There is no sample.
     """
-    reference = open_session(float_path, threads=quality_threads)
-    real = open_session(artifact_path, threads=quality_threads)
+    reference = open_in(engine, float_path, threads=quality_threads)
+    real = open_in(engine, artifact_path, threads=quality_threads)
     simulated = open_session(artifact_path, threads=quality_threads, optimized=False)
-    interface = coded_interface(real, plan)
+    interface = coded_interface(simulated, plan)
     outputs = {name: _Output() for name in reference.outputs}
     kept: dict[str, list[list[NDArray[Any]]]] = {"float": [], "artifact": []}
     first: list[Feed] = []
@@ -160,22 +163,28 @@ def verify(
         raise DataError("there are no samples to verify on", remedy="give test data, or more calibration data")
     layers: tuple[LayerQuality, ...] = ()
     if cleaned is not None and artifact is not None and plan is not None and layer_samples:
-        layers = _layers(cleaned, artifact, plan, sites, first[:layer_samples], interface, quality_threads)
-    kernels = read_kernels(artifact_path, threads=threads)
-    latency = None
+        layers = _layers(
+            cleaned, artifact, plan, sites, first[:layer_samples], interface, quality_threads, engine == "onnxruntime"
+        )
+    kernels = kernels_in(engine, artifact_path, threads=threads)
     timed = latency_feed if latency_feed is not None else first[0]
-    if seconds > 0:
-        latency = compare_latency(
-            open_session(float_path, threads=threads),
-            open_session(artifact_path, threads=threads),
+
+    def measured(count: int, duration: float) -> Latency:
+        return compare_latency(
+            open_in(engine, float_path, threads=count),
+            open_in(engine, artifact_path, threads=count),
             timed,
             interface.encode(timed),
-            threads=threads,
+            threads=count,
             batch=batch if batch is not None and batch > 1 else _batch(timed),
-            seconds=seconds,
+            seconds=duration,
         )
+
+    latency = measured(threads, seconds) if seconds > 0 else None
+    everything = available_threads()
+    all_cores = measured(everything, seconds / 2) if seconds > 0 and everything != threads else None
     return Verification(
-        engine=engine_version(),
+        engine=version_of(engine),
         samples=samples,
         outputs=tuple(
             _output_quality(name, output) for name, output in outputs.items() if output.real.signal or output.real.noise
@@ -184,13 +193,16 @@ def verify(
         float_bytes=model_size(float_path),
         artifact_bytes=model_size(artifact_path),
         latency=latency,
-        float_peak_mb=peak_memory_mb(float_path, first[0], threads=threads) if memory else None,
-        artifact_peak_mb=peak_memory_mb(artifact_path, interface.encode(first[0]), threads=threads) if memory else None,
+        latency_all_cores=all_cores,
+        float_peak_mb=peak_memory_mb(float_path, first[0], threads=threads, engine=engine) if memory else None,
+        artifact_peak_mb=peak_memory_mb(artifact_path, interface.encode(first[0]), threads=threads, engine=engine)
+        if memory
+        else None,
         kernels=kernels.counts(),
-        float_kernels=read_kernels(float_path, threads=threads).counts(),
+        float_kernels=kernels_in(engine, float_path, threads=threads).counts(),
         integer_kernels=kernels.integer_count(),
         planned_integer=_planned(plan),
-        unfused=unfused_sites(kernels, plan, sites) if plan is not None else (),
+        unfused=unfused_sites(kernels, plan, sites) if plan is not None and engine == "onnxruntime" else (),
         metric=_metric(metric, metric_name, kept, labels, samples),
     )
 
@@ -278,6 +290,7 @@ def _layers(
     feeds: Sequence[Feed],
     interface: Interface,
     threads: int,
+    real_kernels: bool,
 ) -> tuple[LayerQuality, ...]:
     """Compare every tensor that a site writes and that both graphs still have."""
     coded = {tensor.tensor: tensor for tensor in plan.activations}
@@ -307,6 +320,7 @@ def _layers(
         reference = open_session(source, threads=threads)
     with staged(with_outputs(artifact, decoded)) as source:
         simulated = open_session(source, threads=threads, optimized=False)
+    codes_names = codes_names if real_kernels else ()
     with staged(with_outputs(artifact, codes_names)) as source:
         real = open_session(source, threads=threads)
     noise = {row[1]: (_Noise(), _Noise()) for row in rows}
@@ -317,7 +331,7 @@ def _layers(
         emitted = dict(zip(codes_names, real.run(taken, list(codes_names)), strict=True)) if codes_names else {}
         for _, name, decoded_name, codes_name in rows:
             noise[name][1].add(exact[name], modelled[decoded_name])
-            if codes_name is not None:
+            if codes_name in emitted:
                 tensor = coded[name]
                 values = (emitted[codes_name].astype(np.float64) - tensor.zero_point) * tensor.scale
                 noise[name][0].add(exact[name], values)
@@ -326,7 +340,7 @@ def _layers(
             node=site.path,
             op_type=site.op_type,
             tensor=name,
-            sqnr_real_db=noise[name][0].decibel() if codes_name is not None else None,
+            sqnr_real_db=noise[name][0].decibel() if codes_name is not None and real_kernels else None,
             sqnr_simulated_db=noise[name][1].decibel(),
         )
         for site, name, _, codes_name in rows

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowbit.formats import Format, Parameters, PerBlock, PerChannel, PerTensor, choose_parameters, dequantize, quantize
-from lowbit.rounding import RangeMethod, conv_to_kn, kn_to_conv, make_safe, weight_range
+from lowbit.rounding import RangeMethod, SaturationReport, conv_to_kn, kn_to_conv, make_safe, weight_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,12 +33,14 @@ class EncodedWeight:
         parameters: Scale and zero point, shaped as the format's granularity says.
         fmt: The format, with the granularity that was really used.
         notes: What the user should know, in words.
+        saturation: What could have saturated and was repaired; `None` where nothing had to be looked at.
     """
 
     codes: NDArray[Any]
     parameters: Parameters
     fmt: Format
     notes: tuple[str, ...] = ()
+    saturation: SaturationReport | None = None
 
     def decode(self) -> NDArray[np.float32]:
         """Return the weight that the codes stand for."""
@@ -51,6 +54,7 @@ def encode_weight(
     saturates: bool,
     input_scale: float | None = None,
     method: RangeMethod = "minmax",
+    by_tap: bool = False,
 ) -> EncodedWeight:
     """Encode the weight of a Conv, MatMul or Gemm.
 
@@ -61,6 +65,7 @@ def encode_weight(
         input_scale: Scale of the input's codes, so that the bias fits into int32 at `s_x · s_w`; `None` if there is
             no integer bias.
         method: How the weights' ranges are chosen.
+        by_tap: Whether a convolution's kernel starts a new pair at every kernel position; see `lowbit.targets.Target`.
     """
     weight = site.weight_array()
     axis = channel_axis(site)
@@ -71,6 +76,8 @@ def encode_weight(
         parameters, note = _room_for_bias(parameters, site, input_scale, fmt)
         notes += note
     if saturates and _paired(site) and fmt.element.name == "int8" and fmt.symmetric:
+        if by_tap and weight.ndim > _MATRIX and weight.shape[1] % 2:
+            return _without_last(_safe(_with_one_more(weight), parameters, fmt, axis, notes))
         return _safe(weight, parameters, fmt, axis, notes)
     return EncodedWeight(codes=quantize(weight, parameters, fmt), parameters=parameters, fmt=fmt, notes=notes)
 
@@ -172,6 +179,19 @@ def _paired(site: Site) -> bool:
     return not (group > 1 and site.weight_array().shape[:2] == (group, 1))
 
 
+# Axes of a weight that is a matrix.
+_MATRIX = 2
+
+
+def _with_one_more(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a convolution's weight with one more input channel of zeros, the partner of an odd last one."""
+    return np.pad(weight, [(0, 0), (0, 1), *[(0, 0)] * (weight.ndim - 2)])
+
+
+def _without_last(encoded: EncodedWeight) -> EncodedWeight:
+    return dataclasses.replace(encoded, codes=np.ascontiguousarray(encoded.codes[:, :-1]))
+
+
 def _safe(
     weight: NDArray[np.float32], parameters: Parameters, fmt: Format, axis: int, notes: tuple[str, ...]
 ) -> EncodedWeight:
@@ -205,6 +225,7 @@ def _safe(
         parameters=Parameters(np.asarray(final, dtype=np.float32), np.zeros(np.shape(final), dtype=fmt.element.dtype)),
         fmt=fmt,
         notes=notes,
+        saturation=report,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,28 @@ from typing import Any, Literal, cast, get_args
 from lowbit.exceptions import FormatError, LowbitError, RecipeError
 from lowbit.formats import parse_format
 
-__all__ = ["CALIBRATIONS", "METHODS", "Calibration", "Io", "Method", "Recipe", "Rule", "matches"]
+__all__ = [
+    "CALIBRATIONS",
+    "METHODS",
+    "OPTIMIZE",
+    "Calibration",
+    "Io",
+    "Method",
+    "Optimize",
+    "Recipe",
+    "Rule",
+    "matches",
+]
 
 Method = Literal["auto", "static", "dynamic", "weight-only"]
 Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
 Io = Literal["float", "int8"]
+Optimize = Literal["latency", "size", "accuracy"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
+OPTIMIZE: tuple[Optimize, ...] = get_args(Optimize)
 _ACTIVATION_WORDS = ("none", "dynamic")
+_EXTREME_DB = 200.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +61,13 @@ class Recipe:
         target: Name of a target, or `host`.
         method: `auto` chooses per operator; `static` calibrates activations; `dynamic` finds their ranges at run time;
             `weight-only` leaves activations in float.
+        optimize: `latency` takes the fastest plan; `size` stores every weight small, then takes the fastest; `accuracy`
+            takes the least noisy of the plans that are nearly as fast as the fastest.
+        min_sqnr: Lowest signal to quantization noise ratio at the model's output, in decibel, that a plan is chosen
+            for; `None` sets no limit.
+        max_sqnr_loss: How many decibel of that ratio integers may cost, compared with the same weights in float.
+        max_drop: How much lower the metric may be than the float model's on the verification data, in the metric's own
+            unit: 0.01 of a top-1 accuracy that counts from 0 to 1 is one percentage point.
         weights: Weight format as text, e.g. `int8:per-channel`; `None` takes the target's.
         activations: Activation format as text, `none` or `dynamic`; `None` takes the target's.
         calibration: How activation ranges are chosen; `auto` is `mse`.
@@ -64,6 +86,10 @@ class Recipe:
 
     target: str = "host"
     method: Method = "auto"
+    optimize: Optimize = "latency"
+    min_sqnr: float | None = None
+    max_sqnr_loss: float | None = None
+    max_drop: float | None = None
     weights: str | None = None
     activations: str | None = None
     calibration: Calibration = "auto"
@@ -78,11 +104,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
+        _one_of("optimize", self.optimize, OPTIMIZE)
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
         _one_of("io", self.io, get_args(Io))
         if not 50.0 <= self.percentile <= 100.0:
             raise RecipeError(f"percentile is {self.percentile}", remedy="use a percentage from 50 to 100")
+        for label, limit, lowest in (
+            ("min_sqnr", self.min_sqnr, -_EXTREME_DB),
+            ("max_sqnr_loss", self.max_sqnr_loss, 0.0),
+            ("max_drop", self.max_drop, 0.0),
+        ):
+            _check_limit(label, limit, lowest)
         if self.samples < 1:
             raise RecipeError(f"samples is {self.samples}", remedy="use at least 1, better 100 to 300")
         for label, text in (("weights", self.weights), ("activations", self.activations)):
@@ -171,6 +204,14 @@ def matches(pattern: str, path: str, op_type: str, weight: str | None) -> bool:
     if pattern.startswith("re:"):
         return any(re.search(pattern[3:], name) for name in names)
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _check_limit(label: str, value: float | None, lowest: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < lowest:
+        what = "a number" if lowest < 0 else "a number from 0 on"
+        raise RecipeError(f"{label} is {value!r}", remedy=f"give {what}, or leave it out")
 
 
 def _check_pattern(pattern: str) -> None:

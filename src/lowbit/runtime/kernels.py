@@ -38,20 +38,33 @@ INTEGER_KERNELS = frozenset(
     }
 )
 
+_INTEGER_PRECISIONS = frozenset({"i8", "u8"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One node of the engine's optimized graph: its operator, its name and the tensors that it reads and writes."""
+    """One node of the engine's optimized graph.
+
+    Attributes:
+        op_type: Its operator.
+        name: Its name.
+        inputs: The tensors that it reads.
+        outputs: The tensors that it writes.
+        origins: Names of the model's nodes that it stands for, where the engine tells.
+        precision: What it computes in, e.g. `u8`, where the engine tells.
+    """
 
     op_type: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    origins: tuple[str, ...] = ()
+    precision: str = ""
 
     @property
     def integer(self) -> bool:
         """Whether its arithmetic is integer (4-bit matrix products of `MatMulNBits` are counted apart)."""
-        return self.op_type in INTEGER_KERNELS
+        return self.op_type in INTEGER_KERNELS or self.precision in _INTEGER_PRECISIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lowbit.runtime.session import engine_version
+from lowbit.runtime.engines import version_of
 
 __all__ = ["Machine", "instruction_sets", "this_machine"]
 
@@ -76,8 +76,9 @@ def this_machine(*, threads: int = 1, engine: str = "onnxruntime") -> Machine:
     Raises:
         EngineError: The engine is not installed.
     """
-    version = engine_version() if engine == "onnxruntime" else engine_version(engine)  # type: ignore[call-arg]
-    return Machine(engine=version, processor=_processor(), instruction_sets=instruction_sets(), threads=threads)
+    return Machine(
+        engine=version_of(engine), processor=_processor(), instruction_sets=instruction_sets(), threads=threads
+    )
 
 
 def instruction_sets(cpuinfo: str | None = None) -> tuple[str, ...]:

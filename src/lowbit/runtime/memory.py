@@ -22,7 +22,9 @@ __all__ = ["peak_memory_mb"]
 _BYTES_PER_MB = 1e6
 
 
-def peak_memory_mb(model: str | Path, feed: Feed, *, threads: int = 1, runs: int = 3) -> float:
+def peak_memory_mb(
+    model: str | Path, feed: Feed, *, threads: int = 1, runs: int = 3, engine: str = "onnxruntime"
+) -> float:
     """Return the peak resident memory that loading and running `model` adds to a process, in MB (10^6 bytes).
 
     Args:
@@ -30,6 +32,7 @@ def peak_memory_mb(model: str | Path, feed: Feed, *, threads: int = 1, runs: int
         feed: One set of inputs.
         threads: Threads of the engine.
         runs: Number of inferences.
+        engine: The engine.
 
     Raises:
         EngineError: The process failed.
@@ -40,7 +43,7 @@ def peak_memory_mb(model: str | Path, feed: Feed, *, threads: int = 1, runs: int
         np.savez(path, **arrays)
         # The same packages as here, also where lowbit runs from a source tree.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-m", __name__, str(model), str(path), str(threads), str(runs)]
+        command = [sys.executable, "-m", __name__, str(model), str(path), str(threads), str(runs), engine]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - ours
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
@@ -48,19 +51,17 @@ def peak_memory_mb(model: str | Path, feed: Feed, *, threads: int = 1, runs: int
     return float(json.loads(done.stdout)["peak_mb"])
 
 
-def _measure(model: str, feed_path: str, threads: int, runs: int) -> float:
+def _measure(model: str, feed_path: str, threads: int, runs: int, engine: str) -> float:
     """Load and run the model in this process, and return by how much its peak memory grew, in MB."""
     import psutil
 
-    from lowbit.runtime.session import open_session
+    from lowbit.runtime.engines import open_in, version_of
 
     with np.load(feed_path, allow_pickle=False) as arrays:
         feed = {name.removeprefix("input:"): arrays[name] for name in arrays.files}
-    import onnxruntime as ort
-
-    ort.get_available_providers()
+    version_of(engine)
     before = psutil.Process().memory_info().rss
-    session = open_session(model, threads=threads)
+    session = open_in(engine, model, threads=threads)
     for _ in range(runs):
         session.run(feed)
     return max(_peak_bytes() - before, 0) / _BYTES_PER_MB
@@ -82,4 +83,8 @@ def _peak_bytes() -> int:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    print(json.dumps({"peak_mb": _measure(arguments[0], arguments[1], int(arguments[2]), int(arguments[3]))}))
+    print(
+        json.dumps(
+            {"peak_mb": _measure(arguments[0], arguments[1], int(arguments[2]), int(arguments[3]), arguments[4])}
+        )
+    )

@@ -80,11 +80,18 @@ def profile_side_by_side(
         EngineError: The engine refuses a model.
     """
     if engine == "openvino":
-        from lowbit.runtime.openvino_profile import profile_openvino
+        from lowbit.runtime.openvino_profile import openvino_times
 
+        found = openvino_times(
+            models,
+            threads=threads,
+            seconds=seconds,
+            least_runs=least_runs,
+            most_runs=most_runs,
+            advance=advance,
+        )
         return tuple(
-            profile_openvino(model, feed, threads=threads, seconds=seconds / max(len(models), 1))
-            for model, feed in models
+            _assembled([(kernel, _typical(times)) for kernel, times in kernels], whole) for kernels, whole in found
         )
     with tempfile.TemporaryDirectory(prefix="lowbit-") as text:
         folder = Path(text)
@@ -164,6 +171,11 @@ def _profile(events: list[dict[str, object]], kernels: Sequence[Kernel], whole: 
         # A kernel in a loop or a branch runs more often or less often than the model: its share of one inference.
         share = len(durations) / max(sessions_runs, 1)
         timed.append((kernel, _typical(durations) * share))
+    return _assembled(timed, whole)
+
+
+def _assembled(timed: Sequence[tuple[Kernel, float]], whole: Sequence[float]) -> Profile:
+    """Return a profile whose kernels take together what the model takes without a profiler."""
     low, median, high = np.percentile(whole, [25, 50, 75])
     excess = (sum(ns for _, ns in timed) - median) / max(len(timed), 1)
     corrected = [max(ns - excess, _SMALLEST_NS) for _, ns in timed]

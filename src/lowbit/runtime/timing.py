@@ -11,7 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowbit.runtime.session import Feed, Session
+    from lowbit.runtime.engines import Runner
+    from lowbit.runtime.session import Feed
 
 __all__ = ["Latency", "compare_latency"]
 
@@ -42,8 +43,8 @@ class Latency:
 
 
 def compare_latency(
-    reference: Session,
-    artifact: Session,
+    reference: Runner,
+    artifact: Runner,
     feed: Feed,
     artifact_feed: Feed | None = None,
     *,
@@ -103,7 +104,7 @@ def compare_latency(
     )
 
 
-def _time(session: Session, feed: Feed, repeats: int) -> float:
+def _time(session: Runner, feed: Feed, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         session.run(feed)

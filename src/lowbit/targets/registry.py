@@ -6,14 +6,20 @@ import platform
 from pathlib import Path
 
 from lowbit.exceptions import TargetError
-from lowbit.targets import onnxruntime_arm64, onnxruntime_x86_avx2, onnxruntime_x86_vnni
+from lowbit.targets import onnxruntime_arm64, onnxruntime_x86_avx2, onnxruntime_x86_vnni, openvino_x86
 from lowbit.targets.target import Target
 
 __all__ = ["TARGETS", "find_target", "host_target"]
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (onnxruntime_x86_avx2.TARGET, onnxruntime_x86_vnni.TARGET, onnxruntime_arm64.TARGET)
+    for target in (
+        onnxruntime_x86_avx2.TARGET,
+        onnxruntime_x86_vnni.TARGET,
+        onnxruntime_arm64.TARGET,
+        openvino_x86.AVX2,
+        openvino_x86.VNNI,
+    )
 }
 
 

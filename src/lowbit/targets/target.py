@@ -84,6 +84,8 @@ class Target:
         dynamic_operators: Operators that have a kernel with activation ranges at run time.
         depth_multiple: Integer convolutions read this many numbers (channels × kernel positions) at once, and are slow
             where the last group is not full: images then get channels of zeros.
+        pairs: Which products the saturating lane adds: neighbours in the whole `sequence` of (kernel row, kernel
+            column, channel), or, starting anew at every `tap`, neighbouring channels only.
         costs: Cost constants; `None` if nobody measured this target.
         measured: Where and with which version the data below were measured, in words.
     """
@@ -102,3 +104,4 @@ class Target:
     costs: CostModel | None
     measured: str
     depth_multiple: int = 1
+    pairs: Literal["sequence", "tap"] = "sequence"
