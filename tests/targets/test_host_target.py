@@ -57,4 +57,5 @@ def test_targets_are_found_by_name_and_by_themselves() -> None:
 
 
 def test_the_saturating_target_is_the_one_without_vnni() -> None:
-    assert [name for name, target in TARGETS.items() if target.saturates] == ["onnxruntime-x86-avx2"]
+    saturating = {name for name, target in TARGETS.items() if target.saturates}
+    assert saturating == {"onnxruntime-x86-avx2", "openvino-x86-avx2"}

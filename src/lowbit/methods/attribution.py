@@ -179,7 +179,7 @@ def _by_name(kernel: Kernel, marked: Marked) -> Owner | None:
     if owners:
         return next((owner for owner in owners if owner.kind == "site"), owners[0])
     # Kernels of blocked layouts are named after the tensor that they write.
-    for tensor in (*kernel.outputs, kernel.name.split("_nchwc")[0]):
+    for tensor in (*kernel.outputs, kernel.name.split("_nchwc")[0], *kernel.origins):
         if tensor in marked.tensors:
             return marked.tensors[tensor]
     # A conversion that the engine has moved past a change of the layout.
