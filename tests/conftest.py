@@ -10,6 +10,6 @@ from hypothesis import settings
 settings.register_profile("lowbit", derandomize=True, deadline=None)
 settings.load_profile("lowbit")
 
-# What earlier runs have measured, and what users have in their cache, decides nothing here; nor do tests leave anything.
+# What earlier runs measured, and what users have in their cache, decides nothing here; nor do tests leave anything.
 _CACHE = tempfile.TemporaryDirectory(prefix="lowbit-test-cache-")
 os.environ["LOWBIT_CACHE"] = _CACHE.name

@@ -25,7 +25,9 @@ FLAGS = "processor : 0\nvendor_id : AuthenticAMD\nflags : fpu sse2 ssse3 avx avx
         # A flag is a word: neither part of another word nor of another line.
         (FLAGS.format("avx_vnni_int8"), "x86_64", "onnxruntime-x86-avx2"),
         ("model name : made-up avx_vnni\n" + FLAGS.format(""), "x86_64", "onnxruntime-x86-avx2"),
-        ("Features : fp asimd asimddp i8mm\n", "aarch64", "onnxruntime-arm64"),
+        ("Features : fp asimd asimddp i8mm\n", "aarch64", "onnxruntime-arm64-i8mm"),
+        ("Features : fp asimd asimddp\n", "aarch64", "onnxruntime-arm64-dotprod"),
+        ("Features : fp asimd\n", "aarch64", "onnxruntime-arm64"),
         ("", "arm64", "onnxruntime-arm64"),
     ],
 )

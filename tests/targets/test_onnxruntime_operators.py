@@ -115,8 +115,8 @@ REFUSED = {
 def test_every_operator_of_the_table_has_a_contract() -> None:
     assert set(CONTRACT) == set(OPERATORS)
     assert set(DYNAMIC_OPERATORS) == {"MatMul", "Gemm", "Conv", "LSTM"}
-    for target in TARGETS.values():
-        assert target.operators is OPERATORS
+    for name in ("onnxruntime-x86-avx2", "onnxruntime-x86-vnni", "onnxruntime-arm64"):
+        assert TARGETS[name].operators is OPERATORS
 
 
 @pytest.mark.parametrize("op_type", CONTRACT)

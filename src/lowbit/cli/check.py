@@ -47,7 +47,10 @@ def check(
     details: bool,
     **options: str | None,
 ) -> None:
-    """Say what would run in integers in MODEL (ONNX) on a target, what would not, and why. Nothing is written."""
+    """Say what would run in integers in MODEL (ONNX) on a target, what would not, and why. Nothing is written.
+
+    A MODEL that is quantized already is held to the target's rules; the exit code is 1 if it breaks any.
+    """
     from lowbit.methods.check import check as run
     from lowbit.report.terminal import reasons_summary, sites_table
 
@@ -60,7 +63,12 @@ def check(
         **{key: value for key, value in options.items() if value is not None},
     )
     decisions = sites_table(found.plan) if details else reasons_summary(found.plan)
-    show([_operators(found), decisions, *_closing(found)])
+    if found.quantized:
+        show([*_broken_rules(found)])
+        if found.violations:
+            raise SystemExit(1)
+        return
+    show([_operators(found), decisions, *_closing(found), *_broken_rules(found)])
 
 
 def _operators(found: Check) -> RenderableType:
@@ -106,6 +114,23 @@ def _operators(found: Check) -> RenderableType:
             Text("conversions", style=_QUIET), *[""] * (5 if small else 4), microseconds_text(found.conversions_us)
         )
     return table
+
+
+def _broken_rules(found: Check) -> list[object]:
+    """Return what the target does not accept of the file as it is."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from lowbit.methods.conformance import summary
+    from lowbit.report.units import count_text
+
+    if not found.violations:
+        if not found.quantized:
+            return []
+        return [Text(f"{found.source} keeps the rules of {found.target.name}.", style="bold")]
+    title = f"{found.source} breaks the rules of {found.target.name} in {count_text(len(found.violations), 'place')}"
+    parts: list[object] = [Padding(Text(title, style="bold #e0303a"), (1, 0, 0, 0))]
+    return parts + [Text(f"{line}.") for line in summary(found.violations)]
 
 
 def _closing(found: Check) -> list[object]:

@@ -13,7 +13,9 @@ import onnx_ir as ir
 from lowbit.data import Preprocessing, input_specs, open_data
 from lowbit.data.inputs import batch_layout
 from lowbit.graph import clean, infer_shapes, load_model
+from lowbit.graph.constants import constant_array
 from lowbit.methods.calibrate import observed_shapes
+from lowbit.methods.conformance import Violation, violations
 from lowbit.methods.decide import Decision, decide, make_plan
 from lowbit.plan.choose import predicted_latency
 from lowbit.plan.cost import Costs, FormulaCosts
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from lowbit.plan.plan import Plan
 
 __all__ = ["Check", "OperatorCount", "check"]
+
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,8 @@ class Check:
         priced: For how many operators costs are known.
         unknown: Inputs with dimensions that nobody has given, as text; they keep costs unknown.
         notes: What cleaning did to the graph.
+        quantized: Whether the file is an artifact already, so that `violations` is what counts.
+        violations: Where the file as it is breaks a rule of the target.
     """
 
     source: str
@@ -80,6 +86,8 @@ class Check:
     priced: int
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
+    quantized: bool = False
+    violations: tuple[Violation, ...] = ()
 
     @property
     def speedup(self) -> float | None:
@@ -115,7 +123,8 @@ def check(
     base = Recipe.from_yaml(recipe) if isinstance(recipe, (str, Path)) else recipe or Recipe()
     chosen = find_target(target)
     settings = Recipe.from_dict({**base.to_dict(), **options, "target": chosen.name})
-    cleaned = clean(load_model(model))
+    loaded = load_model(model)
+    cleaned = clean(loaded)
     sites = find_sites(cleaned.model, chosen)
     shapes, unknown = _shapes(cleaned.model, data, preprocessing, settings)
     # Half-known costs would make every operator of unknown size look free.
@@ -142,7 +151,17 @@ def check(
         priced=len(known),
         unknown=unknown,
         notes=cleaned.notes,
+        quantized=any(_is_quantized(node) for node in loaded.graph),
+        violations=violations(loaded, chosen),
     )
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether a node encodes, or decodes a weight that is stored as codes."""
+    if node.op_type == "Cast":
+        codes = constant_array(node.inputs[0])
+        return codes is not None and codes.size > 1 and codes.dtype.kind in "iu" and codes.itemsize == 1
+    return node.op_type in _QUANTIZED
 
 
 def _shapes(

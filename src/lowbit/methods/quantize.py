@@ -18,6 +18,7 @@ from lowbit.methods.apply import Applied, apply_plan
 from lowbit.methods.calibrate import Calibration, Watch, calibrate, observed_shapes
 from lowbit.methods.checkpoint import Checkpoint
 from lowbit.methods.classification import default_metric, metric_name
+from lowbit.methods.conformance import summary, violations
 from lowbit.methods.contract import contract
 from lowbit.methods.costs import (
     LoadedCosts,
@@ -46,7 +47,7 @@ from lowbit.plan.files import read_plan
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import Site, find_sites
 from lowbit.plan.verification import Hazards, Prediction
-from lowbit.runtime.engines import open_in
+from lowbit.runtime.engines import SIMULATION, open_in
 from lowbit.runtime.machine import this_machine
 from lowbit.runtime.session import engine_version, open_session
 from lowbit.runtime.timing import compare_latency
@@ -94,7 +95,13 @@ class _Work:
     seconds: float
     costs: LoadedCosts | None
     probing: bool
+    here: bool
     stages: Stages
+
+    @property
+    def engine(self) -> str:
+        """The engine that verifies: the target's own, or the simulation where this machine is not the target."""
+        return self.target.engine if self.here else SIMULATION
 
 
 def quantize(
@@ -191,6 +198,7 @@ def quantize(
         calibration_data, tests = _data(cleaned.model, data, test_data, labels, preprocessing, settings)
         feed = next(iter(tests))
         timing_feed = batched(feed, input_specs(cleaned.model), batch)
+        here = measurable(target)
         scored = metric or default_metric(tests, float_path, required=labels is not None)
         work = _Work(
             model=cleaned.model,
@@ -208,9 +216,10 @@ def quantize(
             threads=threads,
             timing_feed=timing_feed,
             batch=batch,
-            seconds=measure_seconds,
+            seconds=measure_seconds if here else 0.0,
             costs=loaded_costs,
-            probing=costs is None and measure_seconds > 0 and measurable(target),
+            probing=costs is None and measure_seconds > 0 and here,
+            here=here,
             stages=stages,
         )
         prediction = None
@@ -220,7 +229,10 @@ def quantize(
         else:
             applied, verification, calibration, prediction = _search(work)
         verification = _accounted(work, applied, verification, prediction)
-        warnings = warnings_of(applied.plan, verification, calibration_data=calibration_data, test_data=tests)
+        elsewhere = _elsewhere(work, applied)
+        warnings = elsewhere + warnings_of(
+            applied.plan, verification, calibration_data=calibration_data, test_data=tests
+        )
         if work.checkpoint is not None:
             work.checkpoint.unlink(missing_ok=True)
         histograms = report_histograms(applied, calibration.histograms if calibration is not None else {})
@@ -400,6 +412,8 @@ def _accounted(
     work: _Work, applied: Applied, verification: Verification, prediction: Prediction | None
 ) -> Verification:
     """Add where the time goes, and what the engine runs for every operator that was planned in integers."""
+    if not work.target.loads_here:
+        return dataclasses.replace(verification, prediction=prediction, unfused=(), integer_kernels=0, kernels={})
     with work.stages("Read back what runs", None):
         rows = contract(applied.model, work.sites, applied.plan, engine=work.target.engine, threads=work.threads)
         timeline: tuple[SiteTime, ...] = ()
@@ -429,6 +443,17 @@ def _accounted(
     return dataclasses.replace(
         verification, contract=rows, timeline=timeline, prediction=prediction, hazards=hazards, unfused=unfused
     )
+
+
+def _elsewhere(work: _Work, applied: Applied) -> list[str]:
+    """Return what there is to say of an artifact for a device that this machine is not."""
+    if work.here:
+        return []
+    rules = (
+        f"this machine is no {work.target.name}: the artifact was checked against that target's rules and its quality "
+        "computed as the graph says; no latency is claimed"
+    )
+    return [rules, *summary(violations(applied.model, work.target))]
 
 
 def _spelled_out(recipe: Recipe, target: Target) -> bool:
@@ -493,9 +518,10 @@ def _verify(work: _Work, applied: Applied) -> Verification:
             metric=work.metric,
             metric_name=work.metric_name,
             threads=work.threads,
-            engine=work.target.engine,
+            engine=work.engine,
             latency_feed=work.timing_feed,
             batch=work.batch,
+            memory=work.here,
             seconds=work.seconds,
             advance=advance,
         )
@@ -509,8 +535,8 @@ def _timed_again(work: _Work, applied: Applied, verification: Verification) -> V
         feed = work.timing_feed
         artifact = open_session(path, threads=1)
         latency = compare_latency(
-            open_in(work.target.engine, work.float_path, threads=work.threads),
-            open_in(work.target.engine, path, threads=work.threads),
+            open_in(work.engine, work.float_path, threads=work.threads),
+            open_in(work.engine, path, threads=work.threads),
             feed,
             coded_interface(artifact, applied.plan).encode(feed),
             threads=work.threads,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import onnx_ir as ir
 
 from lowbit.formats import (
     Format,
@@ -28,7 +29,6 @@ from lowbit.rounding import weight_range
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from lowbit.graph.editor import Editor
@@ -124,7 +124,9 @@ class WeightEncoder:
             mean = np.pad(mean, (0, missing))
         # Before the site's weight becomes the decoded one, of which nothing is lost any more.
         bias = corrected_bias(site, encoded, mean)
-        if bias is not None:
+        if bias is not None and self.target.float_bias:
+            self._float_bias(site, bias)
+        elif bias is not None:
             self._bias(site, bias, np.float32(tensor.scale), encoded)
         site.node.replace_input_with(site.weight_index, decoded)
         return encoded.notes
@@ -141,6 +143,21 @@ class WeightEncoder:
             if len(site.node.inputs) < 3:
                 site.node.resize_inputs(3)
             site.node.replace_input_with(2, decoded)
+
+    def _float_bias(self, site: Site, bias: NDArray[np.float32]) -> None:
+        """Give the site its corrected bias in float, for engines that quantize biases themselves."""
+        graph = site.node.graph
+        assert isinstance(graph, ir.Graph)
+        name = site.bias.name if site.bias is not None and site.bias.name else f"{site.weight.name}_bias"  # type: ignore[union-attr]
+        constant = self.editor.constant(graph, f"{name}_corrected", bias.astype(np.float32))
+        node = site.bias_node or site.node
+        if site.bias_node is not None:
+            index = next(i for i, value in enumerate(node.inputs) if value is site.bias)
+            node.replace_input_with(index, constant)
+        elif site.op_type in {"Conv", "Gemm"}:
+            if len(node.inputs) < 3:
+                node.resize_inputs(3)
+            node.replace_input_with(2, constant)
 
     def _constant_operand(self, site: Site, coded: Mapping[ir.Value, ActivationPlan]) -> None:
         """Quantize the constant operand of an Add, Mul or Concat per tensor, from its own range."""

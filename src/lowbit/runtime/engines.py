@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from lowbit.runtime.session import Feed
 
-__all__ = ["ENGINES", "Runner", "kernels_in", "open_in", "version_of"]
+__all__ = ["ENGINES", "SIMULATION", "Runner", "kernels_in", "open_in", "version_of"]
 
 ENGINES = ("onnxruntime", "openvino")
+SIMULATION = "simulation"
+"""ONNX Runtime with all optimizations off: the graph is computed as it is written, by nobody's kernels."""
 
 
 class Runner(Protocol):
@@ -44,6 +46,8 @@ def open_in(engine: str, model: str | Path | bytes, *, threads: int = 0) -> Runn
     """
     if engine == "onnxruntime":
         return open_session(model, threads=threads)
+    if engine == SIMULATION:
+        return open_session(model, threads=threads, optimized=False)
     _check(engine)
     from lowbit.runtime.openvino_session import openvino_session
 
@@ -56,7 +60,7 @@ def kernels_in(engine: str, model: str | Path | bytes, *, threads: int = 1) -> K
     Raises:
         EngineError: There is no such engine, it is not installed, or it refuses the model.
     """
-    if engine == "onnxruntime":
+    if engine in {"onnxruntime", SIMULATION}:
         return read_kernels(model, threads=threads)
     _check(engine)
     from lowbit.runtime.openvino_session import openvino_kernels, openvino_session
@@ -72,6 +76,8 @@ def version_of(engine: str) -> str:
     """
     if engine == "onnxruntime":
         return engine_version()
+    if engine == SIMULATION:
+        return f"simulation ({engine_version()}, without optimizations)"
     _check(engine)
     from lowbit.runtime.openvino_session import openvino_version
 

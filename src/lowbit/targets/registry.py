@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 from lowbit.exceptions import TargetError
-from lowbit.targets import onnxruntime_arm64, onnxruntime_x86_avx2, onnxruntime_x86_vnni, openvino_x86
+from lowbit.targets import elsewhere, onnxruntime_arm64, onnxruntime_x86_avx2, onnxruntime_x86_vnni, openvino_x86
 from lowbit.targets.target import Target
 
 __all__ = ["TARGETS", "find_target", "host_target"]
@@ -19,6 +19,7 @@ TARGETS: dict[str, Target] = {
         onnxruntime_arm64.TARGET,
         openvino_x86.AVX2,
         openvino_x86.VNNI,
+        *elsewhere.TARGETS,
     )
 }
 
@@ -50,7 +51,10 @@ def host_target(cpuinfo: str | None = None, machine: str | None = None) -> Targe
     """
     machine = (machine or platform.machine()).lower()
     if machine in {"arm64", "aarch64"}:
-        return onnxruntime_arm64.TARGET
+        features = _processor_flags(cpuinfo)
+        if "i8mm" in features:
+            return elsewhere.ARM64_I8MM
+        return elsewhere.ARM64_DOTPROD if "asimddp" in features else onnxruntime_arm64.TARGET
     if machine not in {"x86_64", "amd64"}:
         raise TargetError(
             f"no target fits this processor ({machine})", remedy=f"name the device's: {', '.join(TARGETS)}"
@@ -63,10 +67,10 @@ def host_target(cpuinfo: str | None = None, machine: str | None = None) -> Targe
 
 
 def _processor_flags(cpuinfo: str | None) -> frozenset[str]:
-    """Return the instruction set flags of the first processor, an empty set where they cannot be read."""
+    """Return the instruction sets of the first processor, an empty set where they cannot be read."""
     path = Path("/proc/cpuinfo")
     text = cpuinfo if cpuinfo is not None else (path.read_text(encoding="utf-8") if path.exists() else "")
     for line in text.splitlines():
-        if line.startswith("flags"):
+        if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()

@@ -86,6 +86,12 @@ class Target:
             where the last group is not full: images then get channels of zeros.
         pairs: Which products the saturating lane adds: neighbours in the whole `sequence` of (kernel row, kernel
             column, channel), or, starting anew at every `tap`, neighbouring channels only.
+        provider: The engine's part that runs there, e.g. `NNAPI`; empty for what `lowbit` can run itself.
+        symmetric_activations: Whether the zero points of activations have to be 0.
+        float_bias: Whether biases stay in float, because the engine quantizes them itself.
+        fixed_shapes: Whether every dimension has to be known.
+        highest_opset: Latest operator set that is read, `None` if there is no limit.
+        source: Where the rules come from, for targets that are not run here.
         costs: Cost constants; `None` if nobody measured this target.
         measured: Where and with which version the data below were measured, in words.
     """
@@ -105,3 +111,14 @@ class Target:
     measured: str
     depth_multiple: int = 1
     pairs: Literal["sequence", "tap"] = "sequence"
+    provider: str = ""
+    symmetric_activations: bool = False
+    float_bias: bool = False
+    fixed_shapes: bool = False
+    highest_opset: int | None = None
+    source: str = ""
+
+    @property
+    def loads_here(self) -> bool:
+        """Whether its engine loads artifacts on whatever processor this is, so that fusions can be read back."""
+        return not self.provider
