@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit.exceptions import RecipeError
-from lowbit.plan.recipe import CALIBRATIONS, METHODS, Recipe, Rule, matches
+from lowbit.plan.recipe import CALIBRATIONS, METHODS, OPTIMIZE, Recipe, Rule, matches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,7 @@ recipes = st.builds(
     Recipe,
     target=st.sampled_from(["host", "onnxruntime-x86-avx2"]),
     method=st.sampled_from(METHODS),
+    optimize=st.sampled_from(OPTIMIZE),
     weights=st.none() | st.sampled_from(FORMATS),
     activations=st.none() | st.sampled_from(["uint8", "int8", "none", "dynamic"]),
     calibration=st.sampled_from(CALIBRATIONS),
@@ -50,7 +51,15 @@ recipes = st.builds(
 )
 
 
-@given(recipes)
+limited = st.builds(
+    Recipe,
+    min_sqnr=st.none() | st.floats(-20, 100),
+    max_sqnr_loss=st.none() | st.floats(0, 40),
+    max_drop=st.none() | st.floats(0, 1),
+)
+
+
+@given(recipes | limited)
 def test_recipes_survive_plain_values_and_yaml(recipe: Recipe) -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert Recipe.from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
@@ -69,6 +78,12 @@ def test_the_default_is_built_from_nothing() -> None:
         ({"calibration": "guess"}, "guess"),
         ({"weight_range": "guess"}, "guess"),
         ({"io": "int7"}, "int7"),
+        ({"optimize": "speed"}, "speed"),
+        ({"min_sqnr": "high"}, "high"),
+        ({"min_sqnr": float("nan")}, "min_sqnr"),
+        ({"max_sqnr_loss": -1.0}, "max_sqnr_loss"),
+        ({"max_drop": -0.01}, "max_drop"),
+        ({"max_drop": True}, "max_drop"),
         ({"weights": "int9"}, "int9"),
         ({"weights": "none"}, "none"),
         ({"weights": "int4:block=x"}, "int4:block=x"),

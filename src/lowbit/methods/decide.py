@@ -34,6 +34,8 @@ __all__ = ["Decision", "decide", "make_plan", "watch_list"]
 
 # Below this a compressed weight saves less than the nodes around it cost.
 _WORTH_STORING = 4096
+# The same where size is all that counts: the nodes and the scale around a weight take as much as 100 elements save.
+_SMALLEST = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,8 @@ def decide(
         reason = refused[site.path] or choice.reason
         if execution == "float" and "weight-only" in allowed[site.path]:
             array_size = math.prod(site.weight_array().shape)
-            if array_size >= _WORTH_STORING and not is_stored_quantized(site.weight):
+            worth = _SMALLEST if recipe.optimize == "size" else _WORTH_STORING
+            if array_size >= worth and not is_stored_quantized(site.weight):
                 execution = "weight-only"
                 reason = (
                     f"weights stored small; computed in float: {reason}"
@@ -233,7 +236,7 @@ def watch_list(sites: Sequence[Site], decision: Decision, recipe: Recipe) -> Wat
     means: dict[str, int] = {}
     if recipe.bias_correction:
         for site in sites:
-            if decision.executions[site.path] == "static" and _correctable(site):
+            if decision.executions[site.path] in _CORRECTED and _correctable(site):
                 read = site.node.inputs[0]
                 assert read is not None
                 if read.name:
@@ -276,7 +279,8 @@ def make_plan(
                     f"its output reaches {largest:.3g}, too close to where {decision.activations.element.name} ends"
                 )
         mean = None
-        if execution == "static" and recipe.bias_correction and calibration is not None and _correctable(site):
+        correct = recipe.bias_correction and execution in _CORRECTED and weights is not None
+        if correct and calibration is not None and _correctable(site):
             read = site.node.inputs[0]
             found = calibration.means.get(read.name or "") if read is not None else None
             mean = pack_floats(found) if found is not None else None
@@ -306,6 +310,8 @@ def make_plan(
     )
 
 
+# What has rounded weights whose mean error a bias can make up for.
+_CORRECTED = ("static", "weight-only")
 # Weights of so few bits need a scale for every few of them.
 _FEW_BITS = 4
 # Data that calibration has not seen may be this many times larger before a 16-bit float overflows.

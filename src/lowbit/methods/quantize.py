@@ -15,6 +15,7 @@ from lowbit.formats import parse_format
 from lowbit.graph import clean, digest, load_model, save_model
 from lowbit.methods.account import SLOWER, provenance_of, warnings_of
 from lowbit.methods.apply import Applied, apply_plan
+from lowbit.methods.budget import Budget, drop_of
 from lowbit.methods.calibrate import Calibration, Watch, calibrate, observed_shapes
 from lowbit.methods.checkpoint import Checkpoint
 from lowbit.methods.classification import default_metric, metric_name
@@ -37,6 +38,7 @@ from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
 from lowbit.methods.result import Result
+from lowbit.methods.sensitivity import everything_static, open_meter
 from lowbit.methods.stages import Stages, silent
 from lowbit.methods.timeline import time_beside_float
 from lowbit.methods.tune import measured_costs, tune
@@ -69,6 +71,8 @@ __all__ = ["quantize"]
 _CALIBRATION_SHARE = 0.8
 # Factors on the predicted cost of integers that are tried when the artifact is slower than float.
 _CAUTION = (1.0, 1.25, 1.7)
+# Calibration samples on which the noise of plans is measured.
+_SAMPLES = 8
 # Share of the time for latency that probing and each round of tuning take.
 _PROBING = 1.0
 
@@ -249,16 +253,18 @@ def quantize(
 
 def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Prediction | None]:
     """Plan, build and measure; while the artifact is slower than float, plan again with more left in float."""
-    calibration: Calibration | None = None
     best: tuple[Applied, Verification, Prediction | None] | None = None
     refusals: list[str] = []
     tried: set[tuple[tuple[str, str], ...]] = set()
     # Formats that the user spells out are delivered, also where they are slow; the warnings then say so.
     automatic = work.recipe.method == "auto" and not _spelled_out(work.recipe, work.target)
-    source = _planner(work, automatic=automatic)
+    budget, calibration = _budget(work, automatic=automatic)
+    source = _planner(work, budget, automatic=automatic)
     for recipe, caution in _attempts(work.recipe, automatic=automatic):
         if caution == _CAUTION[0] and recipe is work.recipe and source.decision is not None:
             decision = source.decision
+        elif budget is not None and recipe is work.recipe:
+            decision = budget.choose(source.costs, caution=caution)
         else:
             decision = decide(work.sites, recipe, work.target, work.shapes, caution=caution, costs=source.costs)
         signature = tuple(sorted(decision.executions.items()))
@@ -268,6 +274,8 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Pre
         calibration = _calibrated(work, decision, calibration)
         plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
         plan = dataclasses.replace(plan, warnings=(*plan.warnings, *source.warnings, *refusals[-1:]))
+        if budget is not None:
+            plan = dataclasses.replace(plan, warnings=(*plan.warnings, *budget.warnings))
         with work.stages("Build the artifact", None):
             applied = apply_plan(work.model, plan)
         try:
@@ -337,7 +345,46 @@ class _Planner:
         )
 
 
-def _planner(work: _Work, *, automatic: bool) -> _Planner:
+def _budget(work: _Work, *, automatic: bool) -> tuple[Budget | None, Calibration | None]:
+    """Return what keeps plans accurate, and the calibration that this took: of everything that may be integer."""
+    recipe = work.recipe
+    limited = recipe.optimize == "accuracy" or any(
+        limit is not None for limit in (recipe.min_sqnr, recipe.max_sqnr_loss, recipe.max_drop)
+    )
+    if not automatic and not limited:
+        return None, None
+    everything = everything_static(work.sites, recipe, work.target, work.shapes)
+    if not {"static", "dynamic"} & set(everything.executions.values()):
+        return None, None
+    calibration = _calibrated(work, everything, None)
+    samples = work.calibration_data if work.calibration_data is not None else work.test_data
+    with work.stages("Measure the noise at the output", None):
+        meter = open_meter(
+            work.model, work.sites, recipe, work.target, everything, calibration, work.shapes, samples, samples=_SAMPLES
+        )
+        drop = None
+        if recipe.max_drop is not None:
+            if work.metric is None:
+                raise RecipeError(
+                    f"max_drop is {recipe.max_drop}",
+                    cause="there is no metric that could drop",
+                    remedy="give --metric, or data with labels of classes",
+                )
+            drop = drop_of(
+                work.model,
+                work.sites,
+                recipe,
+                work.target,
+                calibration,
+                work.shapes,
+                work.test_data,
+                work.metric,
+                work.test_data.labels,
+            )
+        return Budget(work.sites, recipe, work.target, work.shapes, meter, drop=drop), calibration
+
+
+def _planner(work: _Work, budget: Budget | None, *, automatic: bool) -> _Planner:
     """Return the costs to plan by: a file's, this machine's (probed and tuned), or the target's formulas."""
     formulas = FormulaCosts(work.target.costs, work.shapes) if work.target.costs is not None else None
     if work.costs is not None:
@@ -354,14 +401,17 @@ def _planner(work: _Work, *, automatic: bool) -> _Planner:
     known = cached_table(machine)
     identity = plan_identity(work.model, work.recipe, work.target, machine, work.shapes)
     found = recall_plan(identity)
-    if found is not None and not missing_costs(known, work.sites, work.shapes):
+    if (
+        found is not None
+        and not missing_costs(known, work.sites, work.shapes)
+        and (budget is None or budget.keeps(found.executions))
+    ):
         costs = measured_costs(known, work.target, work.shapes)
+        decision = decide(work.sites, work.recipe, work.target, work.shapes, costs=costs, executions=found.executions)
         return _Planner(
             source="measured here, cached",
             costs=costs,
-            decision=decide(
-                work.sites, work.recipe, work.target, work.shapes, costs=costs, executions=found.executions
-            ),
+            decision=budget.explained(decision, costs) if budget is not None else decision,
             tuned=found,
         )
     with work.stages("Probe the operators", None):
@@ -384,6 +434,7 @@ def _planner(work: _Work, *, automatic: bool) -> _Planner:
             work.shapes,
             work.timing_feed,
             probe.table,
+            budget=budget,
             threads=work.threads,
             seconds=_PROBING * work.seconds,
         )

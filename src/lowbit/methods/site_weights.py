@@ -117,13 +117,8 @@ class WeightEncoder:
                 self.editor, site.node, weight.name or "weight", encoded.codes, encoded.parameters, encoded.fmt
             )
             self._shared[key] = (decoded, encoded)
-        mean = unpack_floats(entry.input_mean) if entry.input_mean else None
-        if mean is not None and site.op_type == "Conv":
-            # Channels that were added to the input are zero.
-            missing = site.weight_array().shape[1] * site.attribute("group", 1) - mean.size
-            mean = np.pad(mean, (0, missing))
         # Before the site's weight becomes the decoded one, of which nothing is lost any more.
-        bias = corrected_bias(site, encoded, mean)
+        bias = corrected_bias(site, encoded, _input_mean(site, entry))
         if bias is not None and self.target.float_bias:
             self._float_bias(site, bias)
         elif bias is not None:
@@ -145,7 +140,7 @@ class WeightEncoder:
             site.node.replace_input_with(2, decoded)
 
     def _float_bias(self, site: Site, bias: NDArray[np.float32]) -> None:
-        """Give the site its corrected bias in float, for engines that quantize biases themselves."""
+        """Give the site its corrected bias in float: under float activations, and where engines quantize biases."""
         graph = site.node.graph
         assert isinstance(graph, ir.Graph)
         name = site.bias.name if site.bias is not None and site.bias.name else f"{site.weight.name}_bias"  # type: ignore[union-attr]
@@ -246,6 +241,11 @@ class WeightEncoder:
         assert weight is not None
         assert site.weight_index is not None
         name = weight.name or "weight"
+        mean = _input_mean(site, entry)
+        if mean is not None:
+            bias = corrected_bias(site, encoded, mean)
+            assert bias is not None
+            self._float_bias(site, bias)
         simple = encoded.fmt.symmetric and encoded.fmt.element.name == "int8"
         rows = site.op_type == "Gather" and site.attribute("axis", 0) == 0
         if rows and simple and not isinstance(encoded.fmt.granularity, PerBlock):
@@ -284,6 +284,18 @@ class WeightEncoder:
         self.encoded[site.path] = AppliedWeight(
             name=site.weight.name or site.path, original=site.weight_array(), encoded=encoded
         )
+
+
+def _input_mean(site: Site, entry: SitePlan) -> NDArray[np.float32] | None:
+    """Return the mean of every channel that a site reads, where calibration has measured it."""
+    if not entry.input_mean:
+        return None
+    mean = unpack_floats(entry.input_mean)
+    if site.op_type != "Conv":
+        return mean
+    # Channels that were added to the input are zero.
+    missing = site.weight_array().shape[1] * site.attribute("group", 1) - mean.size
+    return np.pad(mean, (0, missing))
 
 
 def encode_constant(array: NDArray[np.float32], fmt: Format) -> EncodedWeight:

@@ -19,7 +19,7 @@ from lowbit.formats import dequantize as decode
 from lowbit.graph import opset_of, raise_opset
 from lowbit.graph.constants import constant_array, is_constant
 from lowbit.graph.editor import Editor
-from lowbit.methods.weights import corrected_bias, encode_matrix, encode_weight
+from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight
 from lowbit.plan.packed import unpack_floats
 from lowbit.plan.sites import Site, find_sites
 
@@ -36,6 +36,7 @@ __all__ = ["Switched", "switched_model"]
 
 # Q/DQ with codes from 8 bits on and DynamicQuantizeLinear.
 _LOWEST_OPSET = 13
+_STATIC: Execution = "static"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +127,12 @@ class _Builder:
         self.sites = {site.path: site for site in find_sites(model, target)}
         self.scales = {tensor.tensor: tensor for tensor in plan.activations}
         self.inputs: dict[tuple[str, str], str] = {}
+        self.pending: list[tuple[ir.Node, int, ir.Value]] = []
 
     def build(self, alternatives: Mapping[str, SitePlan]) -> Switched:
         static = {entry.node: entry for entry in self.plan.sites if entry.execution == "static"}
         arrays: dict[tuple[str, Execution], dict[str, NDArray[np.float32]]] = {}
         entries = {entry.node: entry for entry in self.plan.sites}
-        # Weights first: they are found through the nodes' own inputs, which the switches replace.
         for path, site in self.sites.items():
             if path in static:
                 arrays[path, "static"] = self._static_arrays(site, static[path])
@@ -140,11 +141,16 @@ class _Builder:
             stored = alternatives.get(path) or entries.get(path)
             if site.weight_index is not None and stored is not None and stored.weights is not None:
                 arrays[path, "weight-only"] = self._stored_arrays(site, stored)
+        for node, index, value in self.pending:
+            if index >= len(node.inputs):
+                node.resize_inputs(index + 1)
+            node.replace_input_with(index, value)
+            self._expose(value)
         reads, writes, forced, readers = self._activations(static)
         for path in alternatives:
             reads[path, "dynamic"].append(self._dynamic_read(self.sites[path]))
         switches: dict[tuple[str, Execution], _Switches] = {}
-        for key in dict.fromkeys((*arrays, *((path, cast("Execution", "static")) for path in static))):
+        for key in dict.fromkeys((*arrays, *((path, _STATIC) for path in static))):
             path, execution = key
             written = execution == "static"
             switches[key] = _Switches(
@@ -166,14 +172,12 @@ class _Builder:
         name = self.editor.name(f"switch_{len(self.inputs)}_{what}")
         array = constant_array(node.inputs[index]) if default is None else default
         assert array is not None
-        tensor = ir.tensor(np.ascontiguousarray(array, dtype=np.float32), name=name)
+        tensor = ir.tensor(np.asarray(array, dtype=np.float32), name=name)
         value = ir.Value(
             name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor
         )
-        if index >= len(node.inputs):
-            node.resize_inputs(index + 1)
-        node.replace_input_with(index, value)
-        self._expose(value)
+        # Not yet: what comes next reads the site's constants where they are.
+        self.pending.append((node, index, value))
         self.inputs[site.path, what] = name
         return name
 
@@ -192,16 +196,22 @@ class _Builder:
         encoded = encode_weight(
             site, parse_format(entry.weights), saturates=saturates, input_scale=tensor.scale, method=self.method
         )
+        result = self._bias_arrays(site, encoded, entry)
+        result[self._weight_input(site)] = encoded.decode()
+        return result
+
+    def _bias_arrays(self, site: Site, encoded: EncodedWeight, entry: SitePlan) -> dict[str, NDArray[np.float32]]:
+        """Return the bias that makes up for the rounded weights, for the input that takes it."""
         bias = corrected_bias(site, encoded, unpack_floats(entry.input_mean) if entry.input_mean else None)
-        result = {}
+        result: dict[str, NDArray[np.float32]] = {}
         if bias is not None and site.op_type in {"Conv", "Gemm"}:
             default = np.zeros_like(bias) if site.bias is None else None
             result[self._input(site, site.node, 2, default, "bias")] = bias
         elif bias is not None and site.bias_node is not None:
             index = next(i for i, value in enumerate(site.bias_node.inputs) if value is site.bias)
-            shape = np.shape(constant_array(site.bias))
-            result[self._input(site, site.bias_node, index, None, "bias")] = bias.reshape(shape)
-        result[self._weight_input(site)] = encoded.decode()
+            array = constant_array(site.bias)
+            assert array is not None
+            result[self._input(site, site.bias_node, index, None, "bias")] = bias.reshape(array.shape)
         return result
 
     def _weight_input(self, site: Site) -> str:
@@ -244,7 +254,8 @@ class _Builder:
         if site.op_type in {"LSTM", "GRU", "RNN"}:
             return self._dynamic_arrays(site, entry) if site.op_type == "LSTM" else {}
         encoded = encode_weight(site, parse_format(entry.weights), saturates=False, method=self.method)
-        return {self._weight_input(site): encoded.decode()}
+        corrected = self._bias_arrays(site, encoded, entry) if entry.input_mean else {}
+        return {**corrected, self._weight_input(site): encoded.decode()}
 
     # ---- activations
 
@@ -351,7 +362,11 @@ class _Builder:
         )
         for key, branch in branches.items():
             switch.attributes[key] = ir.AttrGraph(key, branch)
-        graph.append(switch)
+        reader = places[0][0].graph if places else None
+        producer = value.producer()
+        home = (producer.graph if outputs and producer is not None else reader) or graph
+        assert isinstance(home, ir.Graph)
+        home.append(switch)
         result = switch.outputs[0]
         for node, index in places:
             node.replace_input_with(index, result)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from lowbit.plan.choose import NoiseBudget
+    from lowbit.methods.budget import Budget
     from lowbit.plan.cost import Shapes
     from lowbit.plan.cost_table import CostTable
     from lowbit.plan.plan import Execution
@@ -111,7 +111,7 @@ def tune(
     feed: Feed,
     table: CostTable,
     *,
-    budget: NoiseBudget | None = None,
+    budget: Budget | None = None,
     threads: int = 1,
     seconds: float = 2.0,
     advance: Callable[[], None] = lambda: None,
@@ -126,7 +126,7 @@ def tune(
         shapes: Shape of every tensor for `feed`.
         feed: One set of inputs.
         table: Measured costs.
-        budget: Limit of the noise that integers may add.
+        budget: What keeps plans within a limit of accuracy; without, latency alone decides.
         threads: Threads of the engine.
         seconds: How long each round measures.
         advance: Called after every round of measuring.
@@ -148,18 +148,18 @@ def tune(
         return True
 
     def choose(costs: MeasuredCosts) -> tuple[Decision, float]:
-        decision = decide(sites, recipe, target, shapes, costs=costs, budget=budget)
+        decision = budget.choose(costs) if budget else decide(sites, recipe, target, shapes, costs=costs)
         return decision, predicted_latency(sites, costs, decision.executions)
 
     costs = measured_costs(table, target, shapes)
     predicted_float = predicted_latency(sites, costs, {})
     decision, predicted = choose(costs)
     add("measured costs", decision, predicted)
-    if budget is None:
-        everything = decide(sites, recipe, target, shapes, everything=True)
-        add("everything legal", everything, predicted_latency(sites, costs, everything.executions))
-        guessed = decide(sites, recipe, target, shapes)
-        add("formulas", guessed, predicted_latency(sites, costs, guessed.executions))
+    everything = decide(sites, recipe, target, shapes, everything=True)
+    guessed = decide(sites, recipe, target, shapes)
+    for name, other in (("everything legal", everything), ("formulas", guessed)):
+        if budget is None or (recipe.optimize != "accuracy" and budget.keeps(other.executions)):
+            add(name, other, predicted_latency(sites, costs, other.executions))
     last = decision
 
     def measure() -> tuple[SiteTimes, ...]:
@@ -193,13 +193,15 @@ def tune(
         Candidate(name=name, decision=planned, predicted_ns=guess, measured_ns=one.profile.whole_ns)
         for (name, planned, guess), one in zip(plans, times[1:], strict=True)
     )
-    best = _fastest(candidates)
+    # Where accuracy comes first, the program's last word counts, and not what happens to be faster.
+    best = candidates[-1] if recipe.optimize == "accuracy" and budget else _fastest(candidates)
     for candidate, one in zip(candidates, times[1:], strict=True):
         if candidate is best:
             table = corrected(table, sites, shapes, _quantized(best.decision.executions), one)
             costs = in_place(costs, sites, _quantized(best.decision.executions), one)
+    explained = decide(sites, recipe, target, shapes, costs=costs, executions=best.decision.executions)
     return Tuned(
-        decision=decide(sites, recipe, target, shapes, costs=costs, executions=best.decision.executions),
+        decision=budget.explained(explained, costs) if budget else explained,
         table=table,
         candidates=candidates,
         predicted_ns=best.predicted_ns,
