@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit.plan.choose import choose_executions
+from lowbit.plan.choose import NoiseBudget, choose_executions, explain_executions, predicted_latency
 from lowbit.plan.cost import FormulaCosts, conversion_cost, dynamic_cost, float_cost, static_cost
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    import onnx_ir as ir
 
     from lowbit.plan.sites import Site
 
@@ -236,3 +242,212 @@ def test_without_costs_everything_legal_is_integer(sites_of: Callable) -> None:
         "Muly": "static",
         "Addz": "float",
     }
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnCosts:
+    """Costs that follow no formula: any operator may be fast or slow, and any conversion cheap or dear."""
+
+    sites: Mapping[tuple[str, str], float | None]
+    tensors: Mapping[tuple[str, bool], float]
+
+    def site(self, site: Site, execution: str) -> float | None:
+        return self.sites[site.path, execution]
+
+    def conversion(self, value: ir.Value, *, quantize: bool) -> float:
+        return self.tensors[value.name, quantize]
+
+
+def drawn_costs(sites: tuple[Site, ...], generator: np.random.Generator, *, unknown: float = 0.0) -> DrawnCosts:
+    times: dict[tuple[str, str], float | None] = {}
+    tensors: dict[tuple[str, bool], float] = {}
+    for site in sites:
+        for execution in ("float", "static", "dynamic"):
+            times[site.path, execution] = (
+                None if generator.random() < unknown else float(generator.integers(1_000, 100_000))
+            )
+        for value in (*site.node.inputs, *site.node.outputs, site.output):
+            for quantize in (True, False):
+                tensors[value.name, quantize] = float(generator.integers(500, 20_000))
+    return DrawnCosts(times, tensors)
+
+
+@st.composite
+def products(draw: st.DrawFn) -> str:
+    """Chains and diamonds of matrix products, which have all three executions, and of what stands between them."""
+    names, lines, weights = ["x"], [], []
+    for index in range(draw(st.integers(1, 6))):
+        source = names[-1 - draw(st.integers(0, min(2, len(names) - 1)))]
+        kind = draw(st.sampled_from(["MatMul", "MatMul", "Sigmoid", "Softplus", "Add"]))
+        other = {"MatMul": f", w{index}", "Add": f", {draw(st.sampled_from(names))}"}.get(kind, "")
+        if kind == "MatMul":
+            weights.append(f"float[8,8] w{index}")
+        lines.append(f"t{index} = {kind}({source}{other})")
+        names.append(f"t{index}")
+    body = "\n ".join(lines)
+    return f"g ({', '.join(['float[4,8] x', *weights])}) => (float[4,8] {names[-1]}) {{ {body} }}"
+
+
+def legal(sites: tuple[Site, ...]) -> dict[str, frozenset[str]]:
+    return {site.path: frozenset(kind for kind in ("static", "dynamic") if site.allows(kind)) for site in sites}
+
+
+def assignments(sites: tuple[Site, ...], allowed: Mapping[str, frozenset[str]]) -> Iterator[Assignment]:
+    """Every assignment that an engine can be made to run."""
+    options = [["float", *sorted(allowed[site.path])] for site in sites]
+    for combination in itertools.product(*options):
+        chosen = {site.path: execution for site, execution in zip(sites, combination, strict=True)}
+        if not enclosed(sites, allowed, chosen):
+            yield chosen
+
+
+def drawn_budget(sites: tuple[Site, ...], generator: np.random.Generator, share: float) -> NoiseBudget:
+    """A limit at a share of what the loudest plan adds; a few operators are quieter in integers than stored small."""
+    static = {site.path: float(10.0 ** generator.uniform(-5, -2)) for site in sites}
+    dynamic = {path: power * float(generator.uniform(-0.2, 1.0)) for path, power in static.items()}
+    return NoiseBudget(static=static, dynamic=dynamic, limit=max(share * sum(static.values()), 1e-9))
+
+
+def noise_of(chosen: Assignment, budget: NoiseBudget) -> float:
+    powers = {"static": budget.static, "dynamic": budget.dynamic, "float": {}}
+    return math.fsum(powers[execution].get(path, 0.0) for path, execution in chosen.items())
+
+
+def choose(sites: tuple[Site, ...], costs: DrawnCosts, budget: NoiseBudget | None, caution: float = 1.0) -> Assignment:
+    choices = choose_executions(sites, costs, allowed=legal(sites), budget=budget, caution=caution)
+    return {path: choice.execution for path, choice in choices.items()}
+
+
+def test_whatever_the_costs_are_the_program_finds_the_optimum(sites_of: Callable) -> None:
+    seen: set[str] = set()
+
+    @settings(max_examples=60)
+    @given(products(), st.integers(0, 2**32))
+    def law(text: str, seed: int) -> None:
+        sites = sites_of(text)
+        costs = drawn_costs(sites, np.random.default_rng(seed))
+        chosen = choose(sites, costs, None)
+        best = min(predicted_latency(sites, costs, other) for other in assignments(sites, legal(sites)))
+        assert predicted_latency(sites, costs, chosen) == pytest.approx(best, rel=1e-9)
+        seen.update(chosen.values())
+
+    law()
+    assert seen == {"float", "static", "dynamic"}
+
+
+def test_within_a_limit_of_noise_the_program_finds_the_optimum(sites_of: Callable) -> None:
+    binding = 0
+
+    @settings(max_examples=60)
+    @given(products(), st.integers(0, 2**32), st.sampled_from([0.0, 0.05, 0.3, 0.8]))
+    def law(text: str, seed: int, share: float) -> None:
+        nonlocal binding
+        sites = sites_of(text)
+        generator = np.random.default_rng(seed)
+        costs, budget = drawn_costs(sites, generator), drawn_budget(sites, generator, share)
+        chosen = choose(sites, costs, budget)
+        within = [other for other in assignments(sites, legal(sites)) if noise_of(other, budget) <= budget.limit]
+        best = min(predicted_latency(sites, costs, other) for other in within)
+        assert noise_of(chosen, budget) <= budget.limit * (1 + 1e-5)
+        assert predicted_latency(sites, costs, chosen) == pytest.approx(best, rel=1e-9)
+        binding += best > predicted_latency(sites, costs, choose(sites, costs, None)) * 1.001
+
+    law()
+    assert binding > 10, "the limits of the examples never decided anything"
+
+
+@pytest.mark.parametrize("caution", [1.0, 1.7])
+def test_the_least_noisy_plan_is_found_among_those_that_are_fast_enough(sites_of: Callable, caution: float) -> None:
+    quieter = 0
+
+    @settings(max_examples=60)
+    @given(products(), st.integers(0, 2**32), st.sampled_from([0.3, 0.8, 2.0]), st.sampled_from([1.0, 1.2, 2.0]))
+    def law(text: str, seed: int, share: float, slowest: float) -> None:
+        nonlocal quieter
+        sites = sites_of(text)
+        generator = np.random.default_rng(seed)
+        costs, budget = drawn_costs(sites, generator), drawn_budget(sites, generator, share)
+        budget = dataclasses.replace(budget, minimize=True, slowest=slowest)
+        # With caution, integers and conversions count for more: in the search for the fastest as in the limit.
+        cautious = DrawnCosts(
+            {key: ns * (caution if key[1] != "float" else 1.0) for key, ns in costs.sites.items() if ns is not None},
+            {key: ns * caution for key, ns in costs.tensors.items()},
+        )
+        chosen = choose(sites, costs, budget, caution)
+        within = [other for other in assignments(sites, legal(sites)) if noise_of(other, budget) <= budget.limit]
+        times = [predicted_latency(sites, cautious, other) for other in within]
+        slow = slowest * min(times) * (1 + 1e-5)
+        quietest = min(noise_of(other, budget) for other, time in zip(within, times, strict=True) if time <= slow)
+        assert predicted_latency(sites, cautious, chosen) <= slow
+        assert noise_of(chosen, budget) <= quietest + 1e-4 * max(budget.static.values())
+        quieter += quietest < 0.99 * noise_of(within[times.index(min(times))], budget)
+
+    law()
+    assert quieter > 5, "the examples never had anything to gain"
+
+
+def test_noise_below_that_of_stored_weights_is_sought_and_not_shunned(sites_of: Callable) -> None:
+    sites = sites_of("g (float[4,8] x, float[8,8] w) => (float[4,8] y) { y = MatMul(x, w) }")
+    costs = DrawnCosts(
+        {(sites[0].path, "float"): 1000.0, (sites[0].path, "static"): 1000.0, (sites[0].path, "dynamic"): 1000.0},
+        dict.fromkeys(itertools.product("xyw", (True, False)), 0.0),
+    )
+    budget = NoiseBudget(
+        static={sites[0].path: -1e-4}, dynamic={sites[0].path: -1e-3}, limit=1e-2, minimize=True, slowest=1.1
+    )
+    assert choose(sites, costs, budget) == {sites[0].path: "dynamic"}
+
+
+def test_unknown_costs_leave_a_plan_within_the_limit(sites_of: Callable) -> None:
+    @settings(max_examples=60)
+    @given(products(), st.integers(0, 2**32), st.sampled_from([0.5, 1.0]), st.booleans(), st.sampled_from([1.0, 1.7]))
+    def law(text: str, seed: int, unknown: float, minimize: bool, caution: float) -> None:
+        sites = sites_of(text)
+        generator = np.random.default_rng(seed)
+        costs = drawn_costs(sites, generator, unknown=unknown)
+        budget = dataclasses.replace(drawn_budget(sites, generator, 0.3), minimize=minimize)
+        chosen = choose(sites, costs, budget, caution)
+        assert noise_of(chosen, budget) <= budget.limit * (1 + 1e-5)
+        assert not enclosed(sites, legal(sites), chosen)
+
+    law()
+
+
+def test_predicted_latency_is_kernels_and_each_conversion_once(sites_of: Callable) -> None:
+    sites = sites_of(
+        "g (float[4,8] x, float[8,8] w1, float[8,8] w2) => (float[4,8] y) "
+        "{ a = Sigmoid(x)\n b = MatMul(a, w1)\n c = MatMul(a, w2)\n y = Add(b, c) }"
+    )
+    sigmoid, left, right, add = (site.path for site in sites)
+    # Kernels are powers of 1, conversions powers of 1000: the sum tells what was counted.
+    times = {(path, kind): 1.0 for path in (sigmoid, left, right, add) for kind in ("float", "static", "dynamic")}
+    tensors = {("x", True): 10.0, ("a", True): 100.0, ("b", True): 1e3, ("c", True): 1e4, ("y", True): 1e5}
+    tensors |= {(name, False): 1e6 * ns for (name, _), ns in tensors.items()}
+    costs = DrawnCosts(times, tensors)
+
+    def latency(**chosen: str) -> float:
+        paths = {"sigmoid": sigmoid, "left": left, "right": right, "add": add}
+        return predicted_latency(sites, costs, {paths[name]: execution for name, execution in chosen.items()})
+
+    assert latency() == 4
+    # Both products read the codes of one QuantizeLinear.
+    assert latency(left="static", right="static") == 4 + 100
+    # A matrix product's kernel can write float; a Sigmoid's cannot, and its other reader wants float.
+    assert latency(sigmoid="static", left="static") == 4 + 10 + 100e6
+    assert latency(add="static") == 4 + 1e3 + 1e4 + 1e11
+    assert latency(sigmoid="static", left="static", right="static", add="static") == 4 + 10 + 1e11
+    # Ranges at run time need no codes between operators.
+    assert latency(left="dynamic", right="dynamic") == 4
+
+
+def test_explained_choices_repeat_what_was_decided_elsewhere(sites_of: Callable) -> None:
+    sites = sites_of(PAIR)
+    shapes = dict.fromkeys(("x", "c", "y"), (1, 256, 28, 28))
+    first, second = (site.path for site in sites)
+    choices = explain_executions(sites, FormulaCosts(COSTS, shapes), {first: "static", second: "weight-only"})
+    assert choices[first].execution == "static"
+    assert choices[first].chosen_ns == static_cost(sites[0], shapes, COSTS)
+    assert "faster than float predicted" in choices[first].reason
+    # Weights that are only stored small compute in float.
+    assert choices[second].execution == "float"
+    assert choices[second].chosen_ns == choices[second].float_ns == float_cost(sites[1], shapes, COSTS)

@@ -24,6 +24,8 @@ from lowbit.plan.sites import Site
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from lowbit.plan.cost import Costs
     from lowbit.plan.plan import Execution
 
@@ -104,9 +106,7 @@ def choose_executions(
     if budget is None:
         return program.solve()
     if budget.minimize:
-        fastest = program.solve(noise=budget)
-        limit = budget.slowest * program.latency({path: choice.execution for path, choice in fastest.items()})
-        return program.solve(noise=budget, slowest=limit)
+        return program.solve(noise=budget, objective_limit=program.slowest(budget))
     return program.solve(noise=budget)
 
 
@@ -239,17 +239,35 @@ class _Program:
                     ends = dict.fromkeys((self.static_of[other.path] for other in around), -1.0)
                     self.constraints.append(({self.static_of[site.path]: 1.0, **ends}, 1.0 - len(ends)))
 
-    def latency(self, executions: Mapping[str, Execution]) -> float:
-        """Return the predicted time of an assignment."""
-        return predicted_latency(self.sites, self.costs, executions)
+    def slowest(self, budget: NoiseBudget) -> float:
+        """Return the objective of a plan that is slower than the fastest within the limit by the budget's factor."""
+        fastest = float(np.dot(self.objective, self._solution(budget, None))) if self.objective else 0.0
+        # The objective is what integers add to the model in float: the factor is on both together.
+        whole = predicted_latency(self.sites, self.costs, {}) + fastest
+        return fastest + (budget.slowest - 1.0) * max(whole, 0.0)
 
-    def solve(self, *, noise: NoiseBudget | None = None, slowest: float | None = None) -> dict[str, Choice]:
-        """Return the best assignment: the fastest within the limit of noise or, with `slowest`, the least noisy."""
+    def solve(self, *, noise: NoiseBudget | None = None, objective_limit: float | None = None) -> dict[str, Choice]:
+        """Return the best assignment.
+
+        Args:
+            noise: The limit of noise.
+            objective_limit: Take the least noisy plan up to this objective, not the fastest.
+        """
+        chosen = self._solution(noise, objective_limit) > _HALF if self.objective else np.zeros(0, dtype=bool)
+        result = {}
+        for site in self.sites:
+            execution: Execution = "float"
+            if site.path in self.static_of and chosen[self.static_of[site.path]]:
+                execution = "static"
+            elif site.path in self.dynamic_of and chosen[self.dynamic_of[site.path]]:
+                execution = "dynamic"
+            result[site.path] = _choice(execution, self.times[site.path])
+        return result
+
+    def _solution(self, noise: NoiseBudget | None, objective_limit: float | None) -> NDArray[np.float64]:
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import coo_array
 
-        if not self.objective:
-            return {site.path: _choice("float", self.times[site.path]) for site in self.sites}
         constraints = list(self.constraints)
         objective = np.asarray(self.objective)
         if noise is not None:
@@ -257,12 +275,13 @@ class _Program:
             powers |= {index: noise.dynamic.get(path, 0.0) for path, index in self.dynamic_of.items()}
             # Scaled to the limit: the solver's tolerances are absolute.
             constraints.append(({index: -power / noise.limit for index, power in powers.items()}, -1.0))
-            if slowest is not None:
-                plain = self.latency({})
-                terms = {index: -value / slowest for index, value in enumerate(self.objective)}
-                constraints.append((terms, (plain - slowest) / slowest))
-                largest = max(powers.values(), default=0.0) or 1.0
-                objective = 1e-6 * objective / max(np.abs(objective).max(), 1e-9)
+            if objective_limit is not None:
+                scale = max(np.abs(objective).max(), 1e-9)
+                terms = {index: -value / scale for index, value in enumerate(self.objective)}
+                constraints.append((terms, -objective_limit / scale))
+                # A power is below 0 where integers are quieter than weights that are only stored small.
+                largest = max((abs(power) for power in powers.values()), default=0.0) or 1.0
+                objective = 1e-6 * objective / scale
                 for index, power in powers.items():
                     objective[index] += power / largest
         entries = [
@@ -280,17 +299,8 @@ class _Program:
             if constraints
             else None,
         )
-        assert solution.success, solution.message  # all-float is always feasible
-        chosen = solution.x > _HALF
-        result = {}
-        for site in self.sites:
-            execution: Execution = "float"
-            if site.path in self.static_of and chosen[self.static_of[site.path]]:
-                execution = "static"
-            elif site.path in self.dynamic_of and chosen[self.dynamic_of[site.path]]:
-                execution = "dynamic"
-            result[site.path] = _choice(execution, self.times[site.path])
-        return result
+        assert solution.success, solution.message  # all-float is always feasible, and the fastest plan within `slowest`
+        return np.asarray(solution.x, dtype=np.float64)
 
 
 def _neighbours(site: Site, edges: Sequence[_Edge]) -> list[Site] | None:
