@@ -77,11 +77,13 @@ class CostTable:
                 remedy="measure again with `lowbit probe`",
             )
         try:
-            machine = Machine(**{**data["machine"], "instruction_sets": tuple(data["machine"]["instruction_sets"])})
-            operators = {key: _entry(entry) for key, entry in data["operators"].items()}
-            conversions = {key: _entry(entry) for key, entry in data["conversions"].items()}
-            return cls(machine=machine, operators=operators, conversions=conversions, spread=float(data["spread"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return cls(
+                machine=_machine(data["machine"]),
+                operators={key: _entry(entry) for key, entry in data["operators"].items()},
+                conversions={key: _entry(entry) for key, entry in data["conversions"].items()},
+                spread=_number(data["spread"]),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise TargetError(
                 "the file of costs is malformed", cause=str(error), remedy="measure again with `lowbit probe`"
             ) from error
@@ -117,7 +119,7 @@ def read_table(path: str | Path) -> CostTable:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise TargetError(f"the costs '{path}' cannot be read", cause=str(error)) from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise TargetError(f"the costs '{path}' are not JSON", cause=str(error)) from error
     return CostTable.from_dict(data)
 
@@ -131,8 +133,24 @@ def write_table(table: CostTable, path: str | Path) -> None:
     write_text(path, json.dumps(table.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
+def _machine(data: Mapping[str, Any]) -> Machine:
+    machine = Machine(**{**data, "instruction_sets": tuple(data["instruction_sets"])})
+    texts = (machine.engine, machine.processor, *machine.instruction_sets)
+    if not isinstance(data["instruction_sets"], list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{data} names no machine")
+    if type(machine.threads) is not int or machine.threads < 1:
+        raise ValueError(f"threads are {machine.threads!r}")
+    return machine
+
+
 def _entry(entry: Mapping[str, Any]) -> dict[str, float]:
-    values = {str(kind): float(ns) for kind, ns in entry.items()}
-    if not all(math.isfinite(ns) and ns >= 0.0 for ns in values.values()):
-        raise ValueError(f"{entry} holds a time that is no positive number")
-    return values
+    return {str(kind): _number(ns) for kind, ns in entry.items()}
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
+    number = float(value)
+    if not math.isfinite(number) or number < 0.0:
+        raise ValueError(f"{value!r} is no positive number")
+    return number
