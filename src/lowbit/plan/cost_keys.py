@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = ["conversion_key", "site_key"]
 
-# Attributes that say the same as the shapes do, or nothing about the time.
-_REDUNDANT = frozenset({"kernel_shape", "auto_pad", "epsilon", "momentum"})
+# Attributes that say nothing about the time; those of a weight's shape say the same as the weight.
+_REDUNDANT = frozenset({"epsilon", "momentum"})
+_REDUNDANT_BESIDE_A_WEIGHT = _REDUNDANT | {"kernel_shape"}
 
 
 def site_key(site: Site, shapes: Shapes) -> str | None:
     """Return what the time of a site depends on, as text, e.g. `Conv group=32 (1x32x56x56, 32x1x3x3)+Clip`.
 
     Operators without weights cost what their surroundings make of them (an Add behind a convolution is free in float,
-    because the convolution's kernel adds), so theirs names the operators that feed them and read them.
+    because the convolution's kernel adds), so theirs names the operators that feed them and read them. It also names
+    the shape that they write, which constants may decide (the factors of a Resize).
 
     Returns:
         `None` if a shape is unknown.
@@ -38,16 +40,22 @@ def site_key(site: Site, shapes: Shapes) -> str | None:
         if shape is None:
             return None
         shape_texts.append("x".join(map(str, shape)) or "scalar")
+    redundant = _REDUNDANT if site.weight_index is None else _REDUNDANT_BESIDE_A_WEIGHT
     attributes = [
         f" {name}={_attribute(attribute)}"
         for name, attribute in sorted(site.node.attributes.items())
-        if name not in _REDUNDANT and attribute.type not in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+        if name not in redundant
+        and attribute.type not in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+        and not (name == "auto_pad" and attribute.value == "NOTSET")
     ]
     text = f"{site.op_type}{''.join(attributes)} ({', '.join(shape_texts)})"
     if site.bias_node is not None:
         text += "+bias"
     text += "".join(f"+{node.op_type}" for node in site.fused)
     if site.weight_index is None:
+        written = _shape(site.output, shapes)
+        if written is not None:
+            text += f" = {'x'.join(map(str, written)) or 'scalar'}"
         readers = sorted({use.node.op_type for value in site.last.outputs for use in value.uses()})
         text += f" <{','.join(_writers(site.node.inputs))} >{','.join(readers) or 'output'}"
     return text
