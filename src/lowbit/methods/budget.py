@@ -39,8 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_SQNR", "Budget", "decibel", "drop_of", "noise_budget"]
 
-DEFAULT_SQNR = 20.0
-"""Signal to noise ratio in decibel that a plan is chosen for where the recipe says nothing."""
+DEFAULT_SQNR = 17.0
+"""Signal to noise ratio in decibel that a plan is chosen for where the recipe says nothing: a seventh in amplitude."""
+
+# Below this, a twentieth in amplitude, what is nearly as fast and less noisy is preferred where nothing else is asked.
+_QUIET_DB = 26.0
+_NEARLY = 1.02
 
 # How much slower than the fastest plan a less noisy one may be, where accuracy is what is asked for.
 _ACCURATE = 1.1
@@ -134,7 +138,10 @@ class Budget:
         self.meter = meter
         self.seconds = seconds
         self.drop = drop
-        self.slowest = _ACCURATE if recipe.optimize == "accuracy" else None
+        self._slowest = _ACCURATE if recipe.optimize == "accuracy" else None
+        self._default = self._slowest is None and (
+            recipe.min_sqnr is None and recipe.max_sqnr_loss is None and recipe.max_drop is None
+        )
         self.stored = decide(sites, dataclasses.replace(recipe, method="weight-only"), target, shapes)
         self.weights_noise = meter.noise(self.stored.executions)
         self.limit = self._limit()
@@ -146,9 +153,7 @@ class Budget:
     def _limit(self) -> float:
         """Return the largest noise power that the recipe allows."""
         recipe = self.recipe
-        lowest = recipe.min_sqnr
-        if lowest is None and recipe.max_sqnr_loss is None and recipe.max_drop is None:
-            lowest = DEFAULT_SQNR
+        lowest = DEFAULT_SQNR if self._default else recipe.min_sqnr
         limit = math.inf if lowest is None else math.pow(10.0, -lowest / 10.0)
         if recipe.max_sqnr_loss is not None:
             limit = min(limit, self.weights_noise * math.pow(10.0, recipe.max_sqnr_loss / 10.0))
@@ -175,6 +180,9 @@ class Budget:
         if self.recipe.max_drop is not None and self.drop is not None and not self._searched_drop:
             self._search_drop(self.recipe.max_drop, self.drop, costs, caution)
         found = self._within(self.limit, costs, caution)
+        if self._default and decibel(found.noise) < _QUIET_DB:
+            nearly = self._within(self.limit, costs, caution, slowest=_NEARLY)
+            found = nearly if nearly.noise < found.noise else found
         if not found.kept:
             self._warn_out_of_reach()
         return self.explained(found.decision, costs)
@@ -206,9 +214,13 @@ class Budget:
         noise = self.meter.noise(decision.executions)
         return _Found(decision=decision, noise=noise, kept=noise <= limit * _TOLERANCE)
 
-    def _within(self, limit: float, costs: Costs | None, caution: float) -> _Found:
-        """Return the plan whose measured noise is within `limit`, and as close to it as a few steps come."""
-        if self.slowest is None:
+    def _within(self, limit: float, costs: Costs | None, caution: float, *, slowest: float | None = None) -> _Found:
+        """Return the plan whose measured noise is within `limit`, and as close to it as a few steps come.
+
+        With `slowest`, the least noisy one that is at most so much slower than that.
+        """
+        slowest = slowest or self._slowest
+        if slowest is None:
             fastest = self._found(self._decide(costs, caution), limit)
             if fastest.kept:
                 return fastest
@@ -221,7 +233,7 @@ class Budget:
         inside: tuple[float, _Found] | None = None
         outside = math.inf
         for _ in range(_STEPS):
-            budget = noise_budget(self.sensitivities, self.stored.executions, aim, slowest=self.slowest)
+            budget = noise_budget(self.sensitivities, self.stored.executions, aim, slowest=slowest)
             found = self._found(self._decide(costs, caution, budget), limit)
             if not found.kept:
                 outside = aim
@@ -230,7 +242,7 @@ class Budget:
             same = inside is not None and inside[1].decision.executions == found.decision.executions
             inside = (aim, found)
             # Predictions err by a decibel or two; a plan far below its limit has room for more noise.
-            if found.noise * _CLOSE >= limit or (same and math.isfinite(outside)):
+            if slowest is not None or found.noise * _CLOSE >= limit or (same and math.isfinite(outside)):
                 break
             aim = math.sqrt(aim * outside) if math.isfinite(outside) else aim * min(limit / found.noise, 4.0)
         if inside is not None:

@@ -236,7 +236,7 @@ def watch_list(sites: Sequence[Site], decision: Decision, recipe: Recipe) -> Wat
     means: dict[str, int] = {}
     if recipe.bias_correction:
         for site in sites:
-            if decision.executions[site.path] in _CORRECTED and _correctable(site):
+            if decision.executions[site.path] in _CORRECTED and _correctable(site) and not site.subgraph:
                 read = site.node.inputs[0]
                 assert read is not None
                 if read.name:
