@@ -121,7 +121,8 @@ def test_an_input_and_a_constant_are_told_apart(sites_of: Callable) -> None:
 
 
 def test_a_bias_behind_a_product_belongs_to_it(sites_of: Callable) -> None:
-    text = "g (float[4,8] x, float[8,8] w, float[8] b) => (float[4,8] y) { m = MatMul(x, w)\n a = Add(m, b)\n y = Relu(a) }"
+    body = "m = MatMul(x, w)\n a = Add(m, b)\n y = Relu(a)"
+    text = f"g (float[4,8] x, float[8,8] w, float[8] b) => (float[4,8] y) {{ {body} }}"
     assert keys(sites_of, text)[0] == "MatMul (4x8, 8x8)+bias+Relu"
 
 
