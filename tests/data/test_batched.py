@@ -69,14 +69,14 @@ def test_a_batch_that_the_model_fixes_is_the_only_one() -> None:
     specs = [spec("x", 4, 3)]
     assert batched({"x": sample(4, 3)}, specs, 4)["x"].shape == (4, 3)
     for size in (2, 8):
-        with pytest.raises(DataError, match=f"the batch is {size}.*takes 4 at once.*open batch axis"):
+        with pytest.raises(DataError, match=rf"the batch is {size}.*takes 4 at once.*open batch axis"):
             batched({"x": sample(4, 3)}, specs, size)
     with pytest.raises(DataError, match="takes 1 at once"):
         batched({"x": sample(1, 3)}, [spec("x", 1, 3)], 2)
 
 
 def test_without_a_batch_axis_there_is_no_batch() -> None:
-    with pytest.raises(DataError, match="the batch is 2.*no batch axis"):
+    with pytest.raises(DataError, match=r"the batch is 2.*no batch axis"):
         batched({"x": sample()}, [spec("x")], 2)
 
 
