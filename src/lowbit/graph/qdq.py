@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lowbit.graph.editor import Editor
 
-__all__ = ["absorb_activations", "dequantized_bias", "dequantized_weight", "quantize_activation"]
+__all__ = ["absorb_activations", "bias_codes", "dequantized_bias", "dequantized_weight", "quantize_activation"]
 
 _INT32_LIMIT = 2**31 - 1
 
@@ -132,6 +132,21 @@ def dequantized_weight(
     return node.outputs[0]
 
 
+def bias_codes(
+    bias: NDArray[np.float32], input_scale: NDArray[np.float32], weight_scale: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return a bias as int32 codes at the accumulator's scale `s_x · s_w`, and that scale, `[N]` each.
+
+    Args:
+        bias: `[N]` float32.
+        input_scale: `[]` float32, scale of the operator's input.
+        weight_scale: `[N]` or `[]` float32, scale of its weight.
+    """
+    scale = np.broadcast_to(np.float32(input_scale) * weight_scale, bias.shape).astype(np.float32)
+    codes = np.clip(np.rint(bias.astype(np.float64) / scale), -_INT32_LIMIT, _INT32_LIMIT).astype(np.int32)
+    return codes, scale
+
+
 def dequantized_bias(
     editor: Editor,
     before: ir.Node,
@@ -152,8 +167,7 @@ def dequantized_bias(
     """
     graph = before.graph
     assert isinstance(graph, ir.Graph)
-    scale = np.broadcast_to(np.float32(input_scale) * weight_scale, bias.shape).astype(np.float32)
-    codes = np.clip(np.rint(bias.astype(np.float64) / scale), -_INT32_LIMIT, _INT32_LIMIT).astype(np.int32)
+    codes, scale = bias_codes(bias, input_scale, weight_scale)
     inputs = [
         editor.constant(graph, f"{name}_codes", codes),
         editor.constant(graph, f"{name}_scale", scale),

@@ -194,10 +194,10 @@ class Budget:
         for path, execution in fastest.executions.items():
             if execution in {"static", "dynamic"} and decision.executions.get(path) in {"float", "weight-only"}:
                 stored = "weights stored small; " if decision.executions[path] == "weight-only" else ""
-                reasons[path] = f"{stored}integers would be faster, but add too much noise"
+                reasons[path] = f"{stored}kept in float for accuracy"
                 if self._sensitivities is not None:
                     alone = decibel(self._sensitivities.of(path, execution))
-                    reasons[path] += f": alone they leave {alone:.1f} dB at the output"
+                    reasons[path] += f": in integers, alone, it leaves {alone:.1f} dB at the output"
         return dataclasses.replace(decision, reasons=reasons)
 
     def _warn_out_of_reach(self) -> None:

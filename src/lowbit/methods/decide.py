@@ -236,7 +236,11 @@ def watch_list(sites: Sequence[Site], decision: Decision, recipe: Recipe) -> Wat
     means: dict[str, int] = {}
     if recipe.bias_correction:
         for site in sites:
-            if decision.executions[site.path] in _CORRECTED and _correctable(site) and not site.subgraph:
+            # Also where weights may yet be stored small, so that one calibration serves every plan.
+            rounded = decision.executions[site.path] in _CORRECTED or "weight-only" in decision.allowed.get(
+                site.path, ()
+            )
+            if rounded and _correctable(site) and not site.subgraph:
                 read = site.node.inputs[0]
                 assert read is not None
                 if read.name:

@@ -19,6 +19,7 @@ from lowbit.formats import dequantize as decode
 from lowbit.graph import opset_of, raise_opset
 from lowbit.graph.constants import constant_array, is_constant
 from lowbit.graph.editor import Editor
+from lowbit.graph.qdq import bias_codes
 from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight
 from lowbit.plan.packed import unpack_floats
 from lowbit.plan.sites import Site, find_sites
@@ -196,13 +197,18 @@ class _Builder:
         encoded = encode_weight(
             site, parse_format(entry.weights), saturates=saturates, input_scale=tensor.scale, method=self.method
         )
-        result = self._bias_arrays(site, encoded, entry)
+        result = self._bias_arrays(site, encoded, entry, input_scale=tensor.scale)
         result[self._weight_input(site)] = encoded.decode()
         return result
 
-    def _bias_arrays(self, site: Site, encoded: EncodedWeight, entry: SitePlan) -> dict[str, NDArray[np.float32]]:
-        """Return the bias that makes up for the rounded weights, for the input that takes it."""
+    def _bias_arrays(
+        self, site: Site, encoded: EncodedWeight, entry: SitePlan, *, input_scale: float | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the bias that makes up for the rounded weights, as its codes decode where it gets any."""
         bias = corrected_bias(site, encoded, unpack_floats(entry.input_mean) if entry.input_mean else None)
+        if bias is not None and input_scale is not None and not self.target.float_bias:
+            codes, scale = bias_codes(bias, np.asarray(input_scale, dtype=np.float32), encoded.parameters.scale)
+            bias = (codes * scale).astype(np.float32)
         result: dict[str, NDArray[np.float32]] = {}
         if bias is not None and site.op_type in {"Conv", "Gemm"}:
             default = np.zeros_like(bias) if site.bias is None else None
