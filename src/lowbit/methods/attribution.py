@@ -8,7 +8,7 @@ of the memory layout) belongs to the conversion or operator that it stands besid
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from lowbit.graph.constants import is_constant
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Marked", "Owner", "mark", "owners_of_kernels"]
 
 _MARK = re.compile(r"#(\d+)#")
+_CONVOLUTION = "Conv"
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -46,12 +47,15 @@ class Marked:
         owners: Owner of each mark, `None` for a node that belongs to nobody.
         tensors: Owner of each tensor that an operator writes, by name.
         weights: Path of the operator that a constant belongs to, by the name of the constant.
+        behind: The convolution in front of an operator without weights, by the tensor that the latter writes: an engine
+            may let the kernel of the one compute the other as well.
     """
 
     model: ir.Model
     owners: tuple[Owner | None, ...]
     tensors: Mapping[str, Owner]
     weights: Mapping[str, str]
+    behind: Mapping[str, Owner] = field(default_factory=dict)
 
 
 def mark(model: ir.Model, sites: Sequence[Site]) -> Marked:
@@ -94,7 +98,17 @@ def mark(model: ir.Model, sites: Sequence[Site]) -> Marked:
     for (_, node, _), owner in zip(nodes, owners, strict=True):
         if owner is not None:
             tensors.update({value.name: owner for value in node.outputs if value.name})
-    return Marked(model=copy, owners=owners, tensors=tensors, weights=weights)
+    return Marked(model=copy, owners=owners, tensors=tensors, weights=weights, behind=_behind(sites))
+
+
+def _behind(sites: Sequence[Site]) -> dict[str, Owner]:
+    convolutions = {site.output: site for site in sites if site.op_type == _CONVOLUTION}
+    found: dict[str, Owner] = {}
+    for site in sites:
+        writer = convolutions.get(site.node.inputs[0]) if site.node.inputs and site.node.inputs[0] else None
+        if site.op_type != _CONVOLUTION and writer is not None and site.output.name:
+            found[site.output.name] = Owner(kind="site", name=writer.path)
+    return found
 
 
 def _owner(
@@ -180,6 +194,8 @@ def _by_name(kernel: Kernel, marked: Marked) -> Owner | None:
         return next((owner for owner in owners if owner.kind == "site"), owners[0])
     # Kernels of blocked layouts are named after the tensor that they write.
     for tensor in (*kernel.outputs, kernel.name.split("_nchwc")[0], *kernel.origins):
+        if kernel.op_type == _CONVOLUTION and tensor in marked.behind:
+            return marked.behind[tensor]
         if tensor in marked.tensors:
             return marked.tensors[tensor]
     # A conversion that the engine has moved past a change of the layout.
