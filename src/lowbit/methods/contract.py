@@ -22,6 +22,8 @@ __all__ = ["contract"]
 
 _INTEGER = frozenset({"static", "dynamic"})
 _LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "Reshape", "Squeeze", "Unsqueeze", "Identity"})
+_DECODE = "DequantizeLinear"
+_ENCODE = "QuantizeLinear"
 _MERGED = "(merged into its neighbours)"
 
 
@@ -76,15 +78,28 @@ def _row(site: Site, execution: str, kernels: Sequence[Kernel], writers: Mapping
         merged = site.weight_index is None
         return row(_MERGED, merged, "" if merged else "no kernel of the engine holds its weight")
     kernel = working[-1]
-    decoded = [tensor for tensor in kernel.inputs if tensor in writers and _decodes(writers[tensor])]
+    decoded = _decoded(kernel, writers)
     if site.weight_index is None and not decoded:
         # Nothing is decoded in front of it: it moves codes.
         return row(kernel.op_type, True)
     cause = f"the engine runs it as {kernel.op_type} in float"
     if decoded:
-        cause += f" behind {writers[decoded[0]].op_type}"
+        cause += f" behind {_DECODE}"
     return row(kernel.op_type, False, cause)
 
 
-def _decodes(kernel: Kernel) -> bool:
-    return kernel.op_type == "DequantizeLinear"
+def _decoded(kernel: Kernel, writers: Mapping[str, Kernel]) -> bool:
+    """Whether codes are decoded in front of a kernel, directly or in front of other float kernels that it reads."""
+    seen: set[str] = set()
+    ahead = list(kernel.inputs)
+    while ahead:
+        tensor = ahead.pop()
+        writer = writers.get(tensor)
+        if writer is None or tensor in seen:
+            continue
+        seen.add(tensor)
+        if writer.op_type == _DECODE:
+            return True
+        if not writer.integer and writer.op_type != _ENCODE:
+            ahead += writer.inputs
+    return False
