@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,11 +172,12 @@ def recall_plan(identity: str) -> TunedPlan | None:
     """Return the plan that was found before, `None` if there is none or it cannot be read."""
     path = cache_folder() / "plans" / f"{identity}.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        plan = TunedPlan(**data)
-    except (OSError, ValueError, TypeError):
+        plan = TunedPlan(**json.loads(path.read_text(encoding="utf-8")))
+        times = (plan.predicted_ns, plan.predicted_float_ns, plan.corrected_ns, plan.spread)
+        sound = all(isinstance(time, float | int) and math.isfinite(time) for time in times)
+        return plan if sound and set(plan.executions.values()) <= set(EXECUTIONS) else None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return plan if set(plan.executions.values()) <= set(EXECUTIONS) else None
 
 
 def remember_plan(identity: str, plan: TunedPlan) -> None:
