@@ -252,6 +252,23 @@ def test_a_plan_that_disappoints_is_replaced_by_float(load: Load, simulate: Call
     assert tuned.predicted_ns == pytest.approx(tuned.float_ns)
 
 
+def test_an_operator_that_belies_its_costs_is_left_in_float_after_a_round(load: Load, simulate: Callable) -> None:
+    net = load(CHAIN)
+    simulation = machine(net, static=0.3, dynamic=2.0)
+    table = simulation.table(net)
+    middle = net.sites[2].path
+    simulation.kernels[middle, "static"] = 9000.0
+    simulate(simulation)
+    tuned = net.tune(table)
+    check(tuned, net)
+    # The first plan and the one in which everything is integer both fell for it.
+    assert all(one.decision.executions[middle] == "static" for one in tuned.candidates[:2] if one.name != "formulas")
+    assert quantized(tuned.decision.executions) == {
+        site.path: "static" for site in net.sites if site.weight_index is not None and site.path != middle
+    } | {path: "static" for path in quantized(tuned.decision.executions) if path.startswith("Sigmoid")}
+    assert len(simulation.measured) >= 2
+
+
 def test_costs_are_corrected_by_what_the_plan_took(load: Load, simulate: Callable) -> None:
     net = load(CHAIN)
     simulation = machine(net, static=0.3, dynamic=0.5)
