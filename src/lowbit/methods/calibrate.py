@@ -25,7 +25,7 @@ from lowbit.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -56,12 +56,14 @@ class Calibration:
         averages: Averaged range by tensor, if it was wanted.
         means: Mean per channel, `[C]` float32, by tensor.
         samples: How many feeds were seen.
+        roundings: By site, how its codes are rounded; see `lowbit.methods.rerounding`.
     """
 
     histograms: dict[str, Histogram]
     averages: dict[str, Range]
     means: dict[str, NDArray[np.float32]]
     samples: int
+    roundings: Mapping[str, str] = field(default_factory=dict)
 
 
 def calibrate(

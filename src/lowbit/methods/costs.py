@@ -189,7 +189,9 @@ def remember_plan(identity: str, plan: TunedPlan) -> None:
 
 
 # Options that change scales and weights but neither which kernels run nor how long.
-_NO_MATTER = frozenset({"calibration", "percentile", "weight_range", "bias_correction", "seed", "samples", "io"})
+_NO_MATTER = frozenset(
+    {"calibration", "percentile", "weight_range", "bias_correction", "rounding", "seed", "samples", "io"}
+)
 
 
 def _cache_path(machine: Machine) -> Path:

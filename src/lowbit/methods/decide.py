@@ -301,6 +301,7 @@ def make_plan(
                 predicted_us=_microseconds(choice.chosen_ns),
                 decode=_decode(site, weights, shapes, target) if execution == "weight-only" else None,
                 input_mean=mean,
+                rounding=calibration.roundings.get(site.path) if calibration and execution == "static" else None,
             )
         )
     return Plan(

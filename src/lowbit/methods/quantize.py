@@ -37,6 +37,7 @@ from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
+from lowbit.methods.rerounding import roundings
 from lowbit.methods.result import Result
 from lowbit.methods.sensitivity import everything_static, open_meter
 from lowbit.methods.stages import Stages, silent
@@ -542,7 +543,21 @@ def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> C
     with work.stages("Calibrate", work.calibration_data.count()) as advance:
         # A second calibration watches other tensors; the file is for the first, long one.
         checkpoint = _checkpoint(work, watch) if known is None else None
-        return calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
+        found = calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
+    if work.recipe.rounding == "nearest" or "static" not in decision.executions.values():
+        return found
+    plan = make_plan(work.model, work.sites, work.recipe, work.target, decision, found, work.shapes)
+    with work.stages("Round weights", None):
+        chosen = roundings(
+            work.model,
+            work.sites,
+            plan,
+            work.target,
+            work.calibration_data,
+            seed=work.recipe.seed,
+            centred=work.recipe.bias_correction,
+        )
+    return dataclasses.replace(found, roundings=chosen)
 
 
 def _checkpoint(work: _Work, watch: Watch) -> Checkpoint | None:

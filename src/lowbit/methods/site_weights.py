@@ -22,7 +22,7 @@ from lowbit.graph.constants import constant_array
 from lowbit.graph.qdq import dequantized_bias, dequantized_weight
 from lowbit.graph.run_time_quantization import dynamic_convolution, dynamic_lstm, dynamic_matmul
 from lowbit.graph.stored_weights import cast_weight, decoded_at_load, decoded_rows
-from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight
+from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight, rerounded
 from lowbit.plan.packed import unpack_floats
 from lowbit.rounding import weight_range
 
@@ -106,6 +106,7 @@ class WeightEncoder:
             method=self.method,
             by_tap=self.target.pairs == "tap",
         )
+        encoded = rerounded(site, encoded, entry.rounding)
         self._remember(site, encoded)
         weight = site.weight
         assert weight is not None

@@ -20,7 +20,7 @@ from lowbit.graph import opset_of, raise_opset
 from lowbit.graph.constants import constant_array, is_constant
 from lowbit.graph.editor import Editor
 from lowbit.graph.qdq import bias_codes
-from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight
+from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight, rerounded
 from lowbit.plan.packed import unpack_floats
 from lowbit.plan.sites import Site, find_sites
 
@@ -197,6 +197,7 @@ class _Builder:
         encoded = encode_weight(
             site, parse_format(entry.weights), saturates=saturates, input_scale=tensor.scale, method=self.method
         )
+        encoded = rerounded(site, encoded, entry.rounding)
         result = self._bias_arrays(site, encoded, entry, input_scale=tensor.scale)
         result[self._weight_input(site)] = encoded.decode()
         return result

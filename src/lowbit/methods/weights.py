@@ -8,15 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowbit.exceptions import RecipeError
 from lowbit.formats import Format, Parameters, PerBlock, PerChannel, PerTensor, choose_parameters, dequantize, quantize
-from lowbit.rounding import RangeMethod, SaturationReport, conv_to_kn, kn_to_conv, make_safe, weight_range
+from lowbit.plan.packed import unpack_steps
+from lowbit.rounding import (
+    RangeMethod,
+    SaturationReport,
+    conv_to_kn,
+    hazards,
+    kn_to_conv,
+    make_safe,
+    weight_range,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowbit.plan.sites import Site
 
-__all__ = ["EncodedWeight", "corrected_bias", "encode_matrix", "encode_weight"]
+__all__ = ["EncodedWeight", "corrected_bias", "encode_matrix", "encode_weight", "kernel_matrix", "rerounded"]
 
 # The accumulator and the bias are int32; a quarter of that range is left to the products.
 _BIAS_LIMIT = 2.0**29
@@ -113,6 +123,53 @@ def channel_axis(site: Site) -> int:
     if site.op_type == "Gemm" and site.attribute("transB", 0):
         return 0
     return site.weight_array().ndim - 1
+
+
+def kernel_matrix(site: Site, array: NDArray[Any]) -> NDArray[Any]:
+    """Return a weight of a Conv, MatMul or Gemm as `[K, N]`, in the order that the kernel sums."""
+    if site.op_type == "Conv":
+        return np.ascontiguousarray(conv_to_kn(array))
+    return np.ascontiguousarray(array.T if channel_axis(site) == 0 else array)
+
+
+def from_kernel_matrix(site: Site, matrix: NDArray[Any]) -> NDArray[Any]:
+    """Return what `kernel_matrix` was given."""
+    if site.op_type == "Conv":
+        return kn_to_conv(matrix, site.weight_array().shape)
+    return np.ascontiguousarray(matrix.T if channel_axis(site) == 0 else matrix)
+
+
+def rerounded(site: Site, encoded: EncodedWeight, rounding: str | None) -> EncodedWeight:
+    """Return a weight whose codes differ from rounding to nearest by the steps that a plan holds.
+
+    Steps that belong to other codes, because a scale has changed since, are left out, with a note.
+
+    Args:
+        site: The site.
+        encoded: Its weight, rounded to nearest.
+        rounding: `SitePlan.rounding`.
+
+    Raises:
+        RecipeError: The steps cannot be read, or lead to codes that the kernel does not take.
+    """
+    if rounding is None:
+        return encoded
+    codes = kernel_matrix(site, encoded.codes)
+    steps = unpack_steps(rounding, codes) if codes.dtype == np.int8 else None
+    if steps is None:
+        return dataclasses.replace(
+            encoded, notes=(*encoded.notes, "rounded to nearest: the plan's rounding does not fit")
+        )
+    moved = codes.astype(np.int16) + steps
+    lowest = -127 if encoded.fmt.narrow else int(encoded.fmt.element.minimum)
+    unsafe = moved.min(initial=0) < lowest or moved.max(initial=0) > encoded.fmt.element.maximum
+    result = moved.astype(np.int8)
+    if unsafe or (encoded.saturation is not None and hazards(result).any()):
+        raise RecipeError(
+            f"the plan's rounding of {site.path!r} leads to codes that the kernel does not take",
+            remedy="make the plan again with --save-plan",
+        )
+    return dataclasses.replace(encoded, codes=from_kernel_matrix(site, result))
 
 
 def corrected_bias(

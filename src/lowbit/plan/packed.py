@@ -1,9 +1,10 @@
-"""Small float arrays as text, exact to the last bit, so that a plan holds all that its artifact is made of."""
+"""Small arrays as text, exact to the last bit, so that a plan holds all that its artifact is made of."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from lowbit.exceptions import RecipeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["pack_floats", "unpack_floats"]
+__all__ = ["pack_floats", "pack_steps", "unpack_floats", "unpack_steps"]
 
 
 def pack_floats(array: NDArray[np.float32]) -> str:
@@ -30,6 +31,34 @@ def unpack_floats(text: str) -> NDArray[np.float32]:
     try:
         return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").astype(np.float32)
     except (binascii.Error, ValueError) as error:
+        raise RecipeError(
+            "the plan holds an unreadable array", cause=str(error), remedy="make the plan again with --save-plan"
+        ) from error
+
+
+def pack_steps(steps: NDArray[np.int8], base: NDArray[np.int8]) -> str:
+    """Return small differences of codes, compressed, in base64, with a checksum of the codes that they change.
+
+    Args:
+        steps: Differences, any shape.
+        base: The codes that they are added to.
+    """
+    checksum = zlib.crc32(np.ascontiguousarray(base).tobytes()).to_bytes(4, "little")
+    return base64.b64encode(checksum + zlib.compress(np.ascontiguousarray(steps).tobytes(), 9)).decode("ascii")
+
+
+def unpack_steps(text: str, base: NDArray[np.int8]) -> NDArray[np.int8] | None:
+    """Return the differences that `pack_steps` wrote, in the shape of `base`; `None` if they belong to other codes.
+
+    Raises:
+        RecipeError: The text is not such an array.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+        if int.from_bytes(data[:4], "little") != zlib.crc32(np.ascontiguousarray(base).tobytes()):
+            return None
+        return np.frombuffer(zlib.decompress(data[4:]), dtype=np.int8).reshape(base.shape)
+    except (binascii.Error, ValueError, zlib.error) as error:
         raise RecipeError(
             "the plan holds an unreadable array", cause=str(error), remedy="make the plan again with --save-plan"
         ) from error

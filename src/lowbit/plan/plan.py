@@ -55,6 +55,7 @@ class SitePlan:
         predicted_us: Predicted time as planned, without conversions at its edges, in microseconds.
         decode: Where a `weight-only` weight is decoded: `load` (once, at float speed) or `kernel` (block by block).
         input_mean: Mean of each input channel in calibration, packed by `lowbit.plan.packed`, if the bias is corrected.
+        rounding: By how many steps codes differ from rounding each to nearest, packed likewise, if errors compensate.
         notes: What else happened here, e.g. `12 of 96 channels changed so that no pair of products saturates`.
     """
 
@@ -68,6 +69,7 @@ class SitePlan:
     predicted_us: float | None = None
     decode: str | None = None
     input_mean: str | None = None
+    rounding: str | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -31,6 +31,7 @@ Method = Literal["auto", "static", "dynamic", "weight-only"]
 Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
+Rounding = Literal["nearest", "compensated"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 OPTIMIZE: tuple[Optimize, ...] = get_args(Optimize)
@@ -74,6 +75,8 @@ class Recipe:
         percentile: Percentage of values that `percentile` keeps.
         weight_range: How weight ranges are chosen.
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
+        rounding: `compensated` rounds the weights of static operators so that their errors cancel at the output, as far
+            as the inputs in calibration are correlated; `nearest` rounds each to nearest.
         exclude: Patterns of operators that stay in float; see `Rule.pattern`.
         rules: Overrides, the last one that matches wins.
         io: `int8` lets the model take and return codes where its inputs and outputs are quantized.
@@ -96,6 +99,7 @@ class Recipe:
     percentile: float = 99.99
     weight_range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     bias_correction: bool = True
+    rounding: Rounding = "compensated"
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     io: Io = "float"
@@ -107,6 +111,7 @@ class Recipe:
         _one_of("optimize", self.optimize, OPTIMIZE)
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
+        _one_of("rounding", self.rounding, get_args(Rounding))
         _one_of("io", self.io, get_args(Io))
         if not 50.0 <= self.percentile <= 100.0:
             raise RecipeError(f"percentile is {self.percentile}", remedy="use a percentage from 50 to 100")

@@ -5,6 +5,7 @@ It knows arrays, formats and nothing of graphs; it imports `lowbit.formats` and 
 
 from __future__ import annotations
 
+from lowbit.rounding.compensate import CodeLimits, compensated
 from lowbit.rounding.kernel_layout import conv_to_kn, kn_to_conv
 from lowbit.rounding.nearest import round_nearest
 from lowbit.rounding.saturation import SaturationReport, hazards, make_safe, pair_matrix
@@ -12,8 +13,10 @@ from lowbit.rounding.weight_range import RANGE_METHODS, RangeMethod, weight_rang
 
 __all__ = [
     "RANGE_METHODS",
+    "CodeLimits",
     "RangeMethod",
     "SaturationReport",
+    "compensated",
     "conv_to_kn",
     "hazards",
     "kn_to_conv",
