@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from lowbit.exceptions import EngineError
-from lowbit.methods.contract import contract
+from lowbit.methods.contract import contract, read_back
 from lowbit.plan.sites import find_sites
 from lowbit.runtime.kernels import INTEGER_KERNELS
 from lowbit.targets import find_target
@@ -193,19 +193,47 @@ def test_asking_changes_nothing(quantized: Quantized) -> None:
     assert contract(artifact, sites, plan) == first
 
 
-@pytest.mark.xfail(strict=True, reason="ONNX Runtime quantizes float weights between codes by itself")
+ISLANDS = {
+    "conv": "b = Conv<pads=[1,1,1,1]>(a, w2)",
+    "conv-relu": "e = Conv<pads=[1,1,1,1]>(a, w2)\n b = Relu(e)",
+    "conv-clip": "e = Conv<pads=[1,1,1,1]>(a, w2)\n b = Clip(e, l, h)",
+    "conv-relu-clip": "e = Conv<pads=[1,1,1,1]>(a, w2)\n f = Relu(e)\n b = Clip(f, l, h)",
+    "conv-bias": "b = Conv<pads=[1,1,1,1]>(a, w2, b2)",
+}
+
+
 @pytest.mark.parametrize(
     "rule", [{"method": "float"}, {"method": "weight-only", "weights": "int8"}], ids=["float", "weights stored small"]
 )
+@pytest.mark.parametrize("island", ISLANDS)
 def test_a_convolution_between_codes_stays_in_float_where_the_plan_says_so(
-    parse: Callable, noise: Callable, build: Callable, rule: dict[str, str]
+    parse: Callable, noise: Callable, build: Callable, rule: dict[str, str], island: str
 ) -> None:
-    text = """g (float[1,8,9,9] x, float[8,8,3,3] w1, float[8,8,3,3] w2, float[8,8,3,3] w3) => (float[1,8,9,9] y) {
-        a = Conv<pads=[1,1,1,1]>(x, w1)\n b = Conv<pads=[1,1,1,1]>(a, w2)\n y = Conv<pads=[1,1,1,1]>(b, w3)
-    }"""
+    bias = ", float[24] b2" if "b2" in ISLANDS[island] else ""
+    text = f"""g (float[1,24,9,9] x, float[24,24,3,3] w1, float[24,24,3,3] w2{bias}, float[24,24,3,3] w3)
+        => (float[1,24,9,9] y) <float l = {{0.0}}, float h = {{6.0}}> {{
+        a = Conv<pads=[1,1,1,1]>(x, w1)\n {ISLANDS[island]}\n y = Conv<pads=[1,1,1,1]>(b, w3)
+    }}"""
     proto = parse(text)
     built = build(proto, noise(proto), rules=[{"pattern": "Conv_1", **rule}])
-    assert [entry.execution for entry in built.applied.plan.sites] == ["static", rule["method"], "static"]
+    assert [built.applied.plan.site(f"Conv_{i}").execution for i in range(3)] == ["static", rule["method"], "static"]
+    kept, unasked = read_back(built.applied.model, find_sites(built.model, TARGET), built.applied.plan)
+    assert [row.node for row in kept if row.integer and row.op_type == "Conv"] == ["Conv_0", "Conv_2"]
+    assert unasked == ()
     ((_, real, simulated),) = built.run(noise(proto, count=1))
     # Two convolutions round their outputs; the one in the middle rounds nothing of its own.
     assert np.abs(real - simulated).max() <= built.step() * 1.01
+
+
+def test_what_the_engine_quantizes_unasked_is_told(quantized: Quantized) -> None:
+    text = """g (float[1,24,9,9] x, float[24,24,3,3] w1, float[24,24,3,3] w2, float[24,24,3,3] w3)
+        => (float[1,24,9,9] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w1)\n b = Conv<pads=[1,1,1,1]>(a, w2)\n y = Conv<pads=[1,1,1,1]>(b, w3)
+    }"""
+    artifact, sites, plan = quantized(text, rules=[{"pattern": "Conv_1", "method": "float"}])
+    keeper = next(node for node in artifact.graph if node.op_type == "LeakyRelu")
+    read = keeper.inputs[0]
+    assert read is not None
+    keeper.outputs[0].replace_all_uses_with(read)
+    artifact.graph.remove(keeper, safe=True)
+    assert read_back(artifact, sites, plan)[1] == ("Conv_1",)

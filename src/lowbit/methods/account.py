@@ -59,6 +59,9 @@ def warnings_of(
     if verification.unfused:
         listed = ", ".join(verification.unfused[:3])
         found.append(f"{len(verification.unfused)} planned integer operators run in float in the engine: {listed}")
+    if verification.unasked:
+        listed = ", ".join(verification.unasked[:3])
+        found.append(f"the engine has quantized {len(verification.unasked)} operators that stay in float: {listed}")
     return list(dict.fromkeys(found))
 
 

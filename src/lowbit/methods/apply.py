@@ -23,6 +23,7 @@ from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.constants import constant_array
 from lowbit.graph.editor import Editor
 from lowbit.graph.entry_channels import padded_channels, read_padded
+from lowbit.graph.float_islands import QUANTIZED_UNASKED, keep_in_float
 from lowbit.graph.half import convert_to_half
 from lowbit.graph.qdq import absorb_activations, quantize_activation
 from lowbit.methods.site_weights import AppliedWeight, WeightEncoder
@@ -101,6 +102,10 @@ def apply_plan(model: ir.Model, plan: Plan, *, target: Target | None = None) -> 
     for path, entry in planned.items():
         notes = weights.encode(sites[path], entry, coded)
         entries.append(_with_notes(entry, notes))
+    if target.engine == "onnxruntime" and not target.provider:
+        for path, entry in planned.items():
+            if entry.execution in {"float", "weight-only"} and sites[path].op_type in QUANTIZED_UNASKED:
+                keep_in_float(editor, sites[path].node)
     half = [sites[path] for path, entry in planned.items() if entry.execution == "half" and entry.activations]
     if half:
         nodes = [node for site in half for node in (site.node, site.bias_node, *site.fused) if node is not None]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowbit.plan.sites import Site
     from lowbit.runtime.kernels import Kernel
 
-__all__ = ["contract"]
+__all__ = ["contract", "read_back"]
 
 _INTEGER = frozenset({"static", "dynamic"})
 _LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "Reshape", "Squeeze", "Unsqueeze", "Identity"})
@@ -30,7 +30,14 @@ _MERGED = "(merged into its neighbours)"
 def contract(
     artifact: ir.Model, sites: Sequence[Site], plan: Plan, *, engine: str = "onnxruntime", threads: int = 1
 ) -> tuple[SiteKernel, ...]:
-    """Map every operator that was planned in integers to the kernel that runs it.
+    """Map every operator that was planned in integers to the kernel that runs it; see `read_back`."""
+    return read_back(artifact, sites, plan, engine=engine, threads=threads)[0]
+
+
+def read_back(
+    artifact: ir.Model, sites: Sequence[Site], plan: Plan, *, engine: str = "onnxruntime", threads: int = 1
+) -> tuple[tuple[SiteKernel, ...], tuple[str, ...]]:
+    """Map every operator that was planned in integers to its kernel, and find those that were not and run in integers.
 
     The engine's own optimized graph is read back. An operator with weights has to run in an integer kernel; one that
     only moves codes about has to read codes, or to disappear.
@@ -41,6 +48,10 @@ def contract(
         plan: The artifact's plan.
         engine: The engine to ask.
         threads: Threads of the engine.
+
+    Returns:
+        One row for every operator planned in integers, and the operators with weights that the engine has quantized by
+        itself.
 
     Raises:
         EngineError: The engine refuses the artifact.
@@ -56,12 +67,16 @@ def contract(
             owned.setdefault(owner.name, []).append(kernel)
     writers = {tensor: kernel for kernel in kernels for tensor in kernel.outputs if tensor}
     rows = []
+    unasked = []
+    entries = {entry.node: entry for entry in plan.sites}
     for site in sites:
-        entry = next((entry for entry in plan.sites if entry.node == site.path), None)
+        entry = entries.get(site.path)
         if entry is None or entry.execution not in _INTEGER:
+            if site.weight_index is not None and any(kernel.integer for kernel in owned.get(site.path, [])):
+                unasked.append(site.path)
             continue
         rows.append(_row(site, entry.execution, owned.get(site.path, []), writers))
-    return tuple(rows)
+    return tuple(rows), tuple(unasked)
 
 
 def _row(site: Site, execution: str, kernels: Sequence[Kernel], writers: Mapping[str, Kernel]) -> SiteKernel:

@@ -20,7 +20,7 @@ from lowbit.methods.calibrate import Calibration, Watch, calibrate, observed_sha
 from lowbit.methods.checkpoint import Checkpoint
 from lowbit.methods.classification import default_metric, metric_name
 from lowbit.methods.conformance import summary, violations
-from lowbit.methods.contract import contract
+from lowbit.methods.contract import read_back
 from lowbit.methods.costs import (
     LoadedCosts,
     TunedPlan,
@@ -467,7 +467,9 @@ def _accounted(
     if not work.target.loads_here:
         return dataclasses.replace(verification, prediction=prediction, unfused=(), integer_kernels=0, kernels={})
     with work.stages("Read back what runs", None):
-        rows = contract(applied.model, work.sites, applied.plan, engine=work.target.engine, threads=work.threads)
+        rows, unasked = read_back(
+            applied.model, work.sites, applied.plan, engine=work.target.engine, threads=work.threads
+        )
         timeline: tuple[SiteTime, ...] = ()
         if work.seconds > 0 and applied.plan.options.get("io") != "int8":
             timeline = time_beside_float(
@@ -493,7 +495,13 @@ def _accounted(
     )
     unfused = tuple(row.node for row in rows if not row.integer)
     return dataclasses.replace(
-        verification, contract=rows, timeline=timeline, prediction=prediction, hazards=hazards, unfused=unfused
+        verification,
+        contract=rows,
+        timeline=timeline,
+        prediction=prediction,
+        hazards=hazards,
+        unfused=unfused,
+        unasked=unasked,
     )
 
 

@@ -201,6 +201,7 @@ class Verification:
         integer_kernels: How many of `kernels` compute in integers.
         planned_integer: How many sites the plan wanted in integers.
         unfused: Names of planned integer sites that the engine runs in float.
+        unasked: Names of operators with weights that the plan leaves in float and that the engine has quantized.
         metric: The user's metric, if any.
         latency_all_cores: The same as `latency` with every processor; `None` if that is the same or was not measured.
         timeline: Where the time goes, operator by operator in execution order; empty if it was not measured.
@@ -224,6 +225,7 @@ class Verification:
     integer_kernels: int = 0
     planned_integer: int = 0
     unfused: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
     metric: MetricResult | None = None
     latency_all_cores: Latency | None = None
     timeline: tuple[SiteTime, ...] = ()
