@@ -114,7 +114,14 @@ class Result:
         """Return the parts of the summary for a `rich` console."""
         from rich.text import Text
 
-        from lowbit.report.terminal import kernels_table, layers_table, reasons_summary, sites_table, summary_table
+        from lowbit.report.terminal import (
+            kernels_table,
+            layers_table,
+            reasons_summary,
+            sites_table,
+            summary_table,
+            timeline_table,
+        )
 
         parts: list[object] = [
             summary_table(self.plan, self.verification, title=self.source),
@@ -122,5 +129,6 @@ class Result:
         ]
         parts += [Text(sentence, style="bold") for sentence in self.advice]
         if details:
+            parts += [timeline_table(self.verification)] if self.verification.timeline else []
             parts += [sites_table(self.plan), layers_table(self.verification), kernels_table(self.verification)]
         return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from lowbit.report.units import (
     ratio_text,
     signed_text,
 )
-from lowbit.report.verdict import ENGINE_GAP_DB, Grade, engine_gap, grade_sqnr, verdict
+from lowbit.report.verdict import ENGINE_GAP_DB, Grade, engine_gap, grade_sqnr, speed_grade, verdict
 
 if TYPE_CHECKING:
     from lowbit.plan.plan import Plan
@@ -62,6 +63,23 @@ def compare(plan: Plan, verification: Verification) -> tuple[ComparisonRow, ...]
         ),
         _latency(verification.latency, judged.speed.grade),
     ]
+    if verification.latency_all_cores is not None:
+        everywhere = verification.latency_all_cores
+        row = _latency(everywhere, speed_grade(everywhere))
+        rows.append(dataclasses.replace(row, label=f"Latency, {count_text(everywhere.threads, 'thread')}"))
+    prediction = verification.prediction
+    if prediction is not None and verification.latency is not None:
+        rows.append(
+            ComparisonRow(
+                label="Latency predicted",
+                float_text=milliseconds_text(prediction.float_ms),
+                artifact_text=milliseconds_text(prediction.artifact_ms),
+                change=f"{ratio_text(prediction.float_ms / prediction.artifact_ms)} from costs {prediction.source}"
+                if prediction.artifact_ms
+                else "",
+                condition="the cleaned model, before the artifact was built",
+            )
+        )
     memory = _memory(verification.float_peak_mb, verification.artifact_peak_mb)
     if memory is not None:
         rows.append(memory)
@@ -80,6 +98,29 @@ def compare(plan: Plan, verification: Verification) -> tuple[ComparisonRow, ...]
     for output in verification.outputs:
         rows.extend(_output(output, verification.samples))
     rows.append(_integers(plan, verification))
+    if verification.contract:
+        kept = sum(row.integer for row in verification.contract)
+        rows.append(
+            ComparisonRow(
+                label="Planned in integers",
+                float_text=NOTHING,
+                artifact_text=f"{kept} of {len(verification.contract)}",
+                change="run in integer kernels",
+                grade="unknown" if kept == len(verification.contract) else "poor",
+                condition="read back from the engine's own graph",
+            )
+        )
+    if verification.hazards:
+        pairs = sum(row.hazards for row in verification.hazards)
+        rows.append(
+            ComparisonRow(
+                label="Overflowing pairs",
+                float_text=NOTHING,
+                artifact_text="0",
+                change=f"{pairs:,} in {count_text(len(verification.hazards), 'layer')} repaired",
+                condition="pairs of 8-bit products that this processor would add wrongly",
+            )
+        )
     return tuple(rows)
 
 

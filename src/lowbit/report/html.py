@@ -10,7 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from lowbit.exceptions import OutputError
-from lowbit.report import operators, overview, quality
+from lowbit.report import operators, overview, quality, speed
 from lowbit.report.charts import histogram_data, layers_data
 from lowbit.report.markup import Markup, embedded_json, join
 
@@ -66,10 +66,13 @@ def render_report(
         overview.headline_section(title, plan, verification),
         overview.warnings_section(plan, verification),
         overview.comparison_section(plan, verification),
+        speed.timeline_section(verification),
         quality.layers_section(verification.layers),
         quality.histograms_section(histograms),
         overview.reasons_section(plan),
         operators.sites_section(plan, verification),
+        speed.contract_section(verification),
+        speed.hazards_section(verification),
         operators.kernels_section(verification),
         overview.provenance_section(plan, provenance),
     )

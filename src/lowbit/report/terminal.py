@@ -14,7 +14,8 @@ from rich.text import Text
 
 from lowbit.report.comparison import compare, warnings_of
 from lowbit.report.reasons import formats_text, group_reasons
-from lowbit.report.units import NOTHING, count_text, decibel_text
+from lowbit.report.speed import slowest
+from lowbit.report.units import NOTHING, count_text, decibel_text, microseconds_text
 from lowbit.report.verdict import ENGINE_GAP_DB, Grade, engine_loses, grade_sqnr, layer_db, verdict, worst_layer_db
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "reasons_summary",
     "sites_table",
     "summary_table",
+    "timeline_table",
 ]
 
 # NOTE: every colour has a luminance near 0.18, the geometric mean of black and white in the WCAG contrast formula, so
@@ -116,6 +118,38 @@ def layers_table(verification: Verification) -> RenderableType:
         said = f"{count_text(gaps, 'layer')} at least {ENGINE_GAP_DB:.0f} dB worse in the engine than simulated"
         parts.append(Padding(Text(said, style=GRADE_STYLES["poor"]), (0, 1)))
     return Group(*parts)
+
+
+def timeline_table(verification: Verification, *, limit: int = 15) -> RenderableType:
+    """Return where the milliseconds go: the operators that take longest, in execution order, float beside artifact.
+
+    Args:
+        verification: What was measured.
+        limit: Show at most so many operators; what the others take together is said in the last row.
+    """
+    table = _table("Where the milliseconds go")
+    table.add_column("node", overflow="fold", ratio=1)
+    table.add_column("op", no_wrap=True)
+    for name in ("float", "artifact"):
+        table.add_column(name, justify="right", no_wrap=True)
+    timeline = verification.timeline
+    shown = slowest(timeline, limit)
+    for row in shown:
+        slower = row.artifact_us > 1.1 * row.float_us
+        table.add_row(
+            Text(row.node),
+            Text(row.op_type),
+            microseconds_text(row.float_us),
+            Text(microseconds_text(row.artifact_us), style=GRADE_STYLES["fair"] if slower else ""),
+        )
+    before, after = sum(row.float_us for row in timeline), sum(row.artifact_us for row in timeline)
+    if len(shown) < len(timeline):
+        rest = (before - sum(row.float_us for row in shown), after - sum(row.artifact_us for row in shown))
+        more = Text(f"{len(timeline) - len(shown)} more", style=_QUIET)
+        table.add_row(more, "", *(Text(microseconds_text(time), style=_QUIET) for time in rest))
+    table.add_section()
+    table.add_row("all", "", microseconds_text(before), Text(microseconds_text(after), style="bold"))
+    return table
 
 
 def kernels_table(verification: Verification) -> RenderableType:
