@@ -14,6 +14,7 @@ from lowbit.methods import costs
 from lowbit.methods.costs import (
     TunedPlan,
     cached_table,
+    forget_plans,
     load_costs,
     measurable,
     plan_identity,
@@ -277,3 +278,15 @@ def test_what_only_changes_scales_keeps_the_tuned_plan(model: ir.Model) -> None:
     target, shapes = host_target(), {"x": (1, 8), "y": (1, 8)}
     recipes = [Recipe(), Recipe(calibration="minmax"), Recipe(seed=3), Recipe(samples=7), Recipe(bias_correction=False)]
     assert len({plan_identity(model, recipe, target, HERE, shapes) for recipe in recipes}) == 1
+
+
+def test_plans_are_forgotten_when_costs_are_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path))
+    record = TunedPlan(
+        executions={"a": "static"}, predicted_ns=1.0, predicted_float_ns=2.0, corrected_ns=1.5, spread=0.0
+    )
+    remember_plan("identity", record)
+    assert recall_plan("identity") == record
+    forget_plans()
+    assert recall_plan("identity") is None
+    forget_plans()  # nothing there is no error

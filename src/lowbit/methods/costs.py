@@ -34,6 +34,7 @@ __all__ = [
     "LoadedCosts",
     "TunedPlan",
     "cached_table",
+    "forget_plans",
     "load_costs",
     "measurable",
     "plan_identity",
@@ -186,6 +187,13 @@ def remember_plan(identity: str, plan: TunedPlan) -> None:
     with contextlib.suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(dataclasses.asdict(plan), indent=1))
+
+
+def forget_plans() -> None:
+    """Remove all tuned plans from the cache, because the costs behind them were measured again."""
+    for path in (cache_folder() / "plans").glob("*.json"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 # Options that change scales and weights but neither which kernels run nor how long.

@@ -11,7 +11,7 @@ from lowbit.data import Preprocessing, batched, input_specs, open_data
 from lowbit.exceptions import TargetError
 from lowbit.graph import clean, load_model
 from lowbit.methods.calibrate import observed_shapes
-from lowbit.methods.costs import cached_table, measurable, remember
+from lowbit.methods.costs import cached_table, forget_plans, measurable, remember
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
 from lowbit.methods.probe_machine import probe_machine, products_saturate
 from lowbit.methods.stages import Stages, silent
@@ -52,7 +52,7 @@ def probe(
         threads: Threads of the engine.
         batch: Number of samples at once.
         seconds: How long to measure; more on a loaded machine.
-        fresh: Whether to measure again what is in the cache.
+        fresh: Whether to measure again what is in the cache; plans that were tuned before are then tuned again.
         stages: Shows progress.
 
     Raises:
@@ -100,6 +100,8 @@ def probe(
     with stages("Time the operators" if missing else "Read the cache", None):
         found = probe_model(cleaned, sites, chosen, shapes, feed, known=known, threads=threads, seconds=seconds)
     cache = remember(found.table) if missing else None
+    if fresh:
+        forget_plans()
     rows = []
     keys = set()
     for site in sites:

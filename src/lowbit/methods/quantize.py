@@ -450,7 +450,8 @@ def _planner(work: _Work, budget: Budget | None, *, automatic: bool) -> _Planner
     remember_plan(identity, record)
     warnings = ()
     if tuned.spread > UNSTEADY:
-        warnings = (f"other work disturbed the measurements: their quartiles lie {tuned.spread:.0%} apart",)
+        again = "`lowbit probe --fresh` measures again"
+        warnings = (f"other work disturbed the measurements: their quartiles lie {tuned.spread:.0%} apart; {again}",)
     return _Planner(
         source="measured here",
         costs=measured_costs(tuned.table, work.target, work.shapes),
