@@ -54,7 +54,7 @@ _CASES = (
     "ppocr_cls",
     "crepe_tiny",
 )
-_SAMPLES = 32
+_SAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

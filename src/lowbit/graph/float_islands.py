@@ -33,9 +33,11 @@ def keep_in_float(editor: Editor, node: ir.Node) -> bool:
     Returns:
         Whether anything had to be changed.
     """
-    read = node.inputs[0].producer() if node.inputs[0] is not None else None
+    read, weight = (value.producer() if value is not None else None for value in node.inputs[:2])
     if read is None or read.op_type != "DequantizeLinear":
         return False
+    if weight is not None and weight.op_type == "DequantizeLinear":
+        return False  # somebody else has quantized it already
     first: ir.Node | None = None
     last = node
     while True:

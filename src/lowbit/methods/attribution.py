@@ -79,6 +79,8 @@ def mark(model: ir.Model, sites: Sequence[Site]) -> Marked:
             for value in node.outputs:
                 if value.name:
                     site_of_tensor[value.name] = site.path
+                    # What keeps an operator in float belongs to it.
+                    site_of_tensor[abbreviated(f"{value.name}_in_float")] = site.path
         for tensor in (*site.node.inputs, *site.node.outputs, *site.last.outputs):
             if tensor is not None and tensor.name:
                 original[abbreviated(f"{tensor.name}_codes")] = tensor.name

@@ -75,7 +75,7 @@ def roundings(
         entry = entries[site.path]
         read = site.node.inputs[0]
         tensor = tensors.get((read.name or "") if read is not None else "")
-        if entry.weights is None or tensor is None:
+        if entry.weights is None or tensor is None or site.path not in moments:
             continue
         encoded = encode_weight(
             site,

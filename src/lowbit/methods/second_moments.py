@@ -28,8 +28,8 @@ def second_moments(
     sites: Sequence[Site],
     feeds: Iterable[Feed],
     *,
-    samples: int = 16,
-    rows: int = 256,
+    samples: int = 32,
+    rows: int = 128,
     seed: int = 0,
     centred: bool = True,
     threads: int = 0,
@@ -49,7 +49,9 @@ def second_moments(
         advance: Called after every sample.
 
     Returns:
-        By path, `[G, K, K]` float32 for the G groups of a convolution (1 for all others).
+        By path, `[G, K, K]` float32 for the G groups of a convolution (1 for all others), shrunk towards the diagonal
+        as far as the rows are few. Sites whose inputs are all zero, or so large that their squares overflow, are left
+        out.
 
     Raises:
         EngineError: The engine cannot run the model.
@@ -69,7 +71,8 @@ def second_moments(
         for site in sites:
             found = input_rows(site, arrays[_read(site)], rows, generator)
             grouped = np.ascontiguousarray(found.transpose(1, 0, 2), dtype=np.float32)
-            square = grouped.transpose(0, 2, 1) @ grouped
+            with np.errstate(over="ignore", invalid="ignore"):  # inputs near the end of float32: left out below
+                square = grouped.transpose(0, 2, 1) @ grouped
             total = grouped.sum(axis=1, dtype=np.float64)
             if site.path in sums:
                 sums[site.path] += square
@@ -80,12 +83,27 @@ def second_moments(
         advance()
     result = {}
     for path, square in sums.items():
+        if not np.isfinite(square).all() or not square.any():
+            continue
         moment = square / counts[path]
         if centred:
             mean = means[path] / counts[path]
             moment = moment - (mean[:, :, None] * mean[:, None, :]).astype(np.float32)
-        result[path] = moment.astype(np.float32)
+        result[path] = _shrunk(moment.astype(np.float32), counts[path])
     return result
+
+
+def _shrunk(moment: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
+    """Move a moment towards its diagonal, the more the fewer rows it was estimated from.
+
+    With fewer rows than weights, most of what lies beside the diagonal is chance (Ledoit and Wolf, A well-conditioned
+    estimator for large-dimensional covariance matrices, 2004); the share of depth / (depth + rows) is a rule of thumb.
+    """
+    depth = moment.shape[1]
+    share = np.float32(depth / (depth + rows))
+    shrunk: NDArray[np.float32] = moment * (1 - share)
+    np.einsum("gkk->gk", shrunk)[:] = np.einsum("gkk->gk", moment)
+    return shrunk
 
 
 def input_rows(site: Site, array: NDArray[Any], rows: int, generator: np.random.Generator) -> NDArray[np.float32]:

@@ -26,6 +26,8 @@ _DAMPING = 0.01
 # Rows whose changes are collected before the gradient of all others learns of them.
 _BLOCK = 64
 _SWEEPS = 3
+# By how many steps a code moves at most.
+_FARTHEST = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ class _Descent:
         self.groups = groups
         self.limits = limits
         self.codes = codes.astype(np.int32)
+        self.start = self.codes.copy()
         self.steps = scale.astype(np.float64)
         # [K, N]: how the error grows with every weight, and how steeply.
         self.gradient = self._spread(self.codes * self.steps - weight, slice(0, depth))
@@ -147,8 +150,8 @@ class _Descent:
     def _room(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return the lowest and highest code of a row, given its partner's."""
         limits = self.limits
-        low = np.full(self.codes.shape[1], limits.low, dtype=np.int32)
-        high = np.full(self.codes.shape[1], limits.high, dtype=np.int32)
+        low = np.maximum(self.start[row] - _FARTHEST, limits.low)
+        high = np.minimum(self.start[row] + _FARTHEST, limits.high)
         partner = row ^ 1
         if limits.pair_low is None or limits.pair_high is None or partner >= len(self.codes):
             return low, high
