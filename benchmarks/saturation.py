@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="*", default=list(_CASES), help="cases of the zoo")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of models that are built once")
-    parser.add_argument("--calibration", default="minmax", help="how activation ranges are chosen")
+    parser.add_argument("--calibration", default="auto", help="how activation ranges are chosen")
     parser.add_argument("--seconds", type=float, default=5.0, help="least time of timing one model")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args()
