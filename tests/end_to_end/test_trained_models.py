@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Feeds = list[dict[str, np.ndarray]]
 DATA = Path(os.environ.get("LOWBIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
-TARGET = "onnxruntime-x86-avx2"
+TARGET = "host"
 
 
 def data_file(name: str) -> Path:
@@ -190,7 +190,8 @@ CASES = [
         feeds=text_lines(48, 256),
         count=30,
         decibel=8,
-        agreement=0.95,
+        # Of six lines, where plans keep 17 dB at the output: a few steps between two letters may flip.
+        agreement=0.9,
         integers=10,
     ),
     Case(

@@ -175,7 +175,8 @@ def test_operators_that_look_alike_are_told_apart(network: Callable) -> None:
 
 @pytest.mark.parametrize("function", ["Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Relu"])
 def test_a_convolution_that_computes_its_activation_keeps_its_kernel(parse: Callable, function: str) -> None:
-    text = f"""g (float[1,8,7,7] x, float[8,8,3,3] w1, float[8,8,1,1] w2) => (float[1,8,7,7] y) {{
+    # Sixteen channels fill a block of the float kernels on every x86 processor; only those compute other functions.
+    text = f"""g (float[1,16,7,7] x, float[16,16,3,3] w1, float[16,16,1,1] w2) => (float[1,16,7,7] y) {{
         a = Conv<pads=[1,1,1,1]>(x, w1)
         b = {function}(a)
         y = Conv(b, w2)

@@ -212,8 +212,8 @@ def test_rules_and_exclusions(parse: Callable, noise: Callable) -> None:
 
 def test_an_integer_interface(parse: Callable, noise: Callable) -> None:
     proto = parse("g (float[1,64,20,20] x, float[128,64,1,1] w) => (float[1,128,20,20] y) { y = Conv(x, w) }")
-    result = run(proto, noise(proto, count=5), method="static", io="int8", measure_seconds=0.1)
-    plain = run(proto, noise(proto, count=5), method="static")
+    result = run(proto, noise(proto, count=5), target="host", method="static", io="int8", measure_seconds=0.1)
+    plain = run(proto, noise(proto, count=5), target="host", method="static")
     (value,) = result.model.graph.inputs
     (output,) = result.model.graph.outputs
     assert (value.name, value.dtype) == ("x", ir.DataType.UINT8)
