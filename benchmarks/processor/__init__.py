@@ -2,7 +2,7 @@
 
 A processor with VNNI multiplies 8-bit numbers exactly. What saturation does, and what an artifact costs where it is
 possible, can still be tested and timed there: the command is told that the processor has no AVX-512, VNNI or AMX, and
-its engine chooses the kernels of AVX2, at their full speed. Linux on Intel processors since Ivy Bridge, and some of AMD.
+its engine chooses the kernels of AVX2, at their full speed. Works with Linux on Intel processors since Ivy Bridge.
 
     python -m benchmarks.processor python -m benchmarks.latency …
 """
