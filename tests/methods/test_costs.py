@@ -207,6 +207,8 @@ def test_where_no_cache_can_be_written_nothing_is_remembered_and_nothing_fails(
 
 TUNED = TunedPlan(
     executions={"Conv_0": "static", "loop/body/MatMul_1": "dynamic", "Add": "float"},
+    reasons={"Conv_0": "faster"},
+    times={"Conv_0": [12.5, 8.25], "Add": [None, None]},
     predicted_ns=1234.5,
     predicted_float_ns=2345.25,
     corrected_ns=1200.125,
@@ -232,6 +234,9 @@ def test_a_tuned_plan_is_recalled_as_it_was_found() -> None:
         {"executions": {"Conv_0": ["static"]}},
         {"predicted_ns": "fast"},
         {"corrected_ns": None},
+        {"reasons": {"Conv_0": 1}},
+        {"times": {"Conv_0": [1.0]}},
+        {"times": {"Conv_0": [1.0, "fast"]}},
         {"spread": {}},
         {"surplus": 1},
     ],
@@ -283,7 +288,13 @@ def test_what_only_changes_scales_keeps_the_tuned_plan(model: ir.Model) -> None:
 def test_plans_are_forgotten_when_costs_are_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path))
     record = TunedPlan(
-        executions={"a": "static"}, predicted_ns=1.0, predicted_float_ns=2.0, corrected_ns=1.5, spread=0.0
+        executions={"a": "static"},
+        reasons={},
+        times={},
+        predicted_ns=1.0,
+        predicted_float_ns=2.0,
+        corrected_ns=1.5,
+        spread=0.0,
     )
     remember_plan("identity", record)
     assert recall_plan("identity") == record

@@ -21,7 +21,7 @@ from lowbit.runtime.machine import Machine, this_machine
 from lowbit.targets import host_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -149,6 +149,8 @@ class TunedPlan:
 
     Attributes:
         executions: Execution by path.
+        reasons: Reason in words, by path.
+        times: Predicted times of every operator in float and as planned, in nanoseconds, by path; `None` if unknown.
         predicted_ns: Predicted latency before the plan was measured, in nanoseconds.
         predicted_float_ns: Predicted latency of the float model.
         corrected_ns: Predicted latency from the corrected costs.
@@ -156,6 +158,8 @@ class TunedPlan:
     """
 
     executions: Mapping[str, Execution]
+    reasons: Mapping[str, str]
+    times: Mapping[str, Sequence[float | None]]
     predicted_ns: float
     predicted_float_ns: float
     corrected_ns: float
@@ -175,7 +179,11 @@ def recall_plan(identity: str) -> TunedPlan | None:
     try:
         plan = TunedPlan(**json.loads(path.read_text(encoding="utf-8")))
         times = (plan.predicted_ns, plan.predicted_float_ns, plan.corrected_ns, plan.spread)
+        for pair in plan.times.values():
+            own, chosen = pair
+            times += tuple(time for time in (own, chosen) if time is not None)
         sound = all(isinstance(time, float | int) and math.isfinite(time) for time in times)
+        sound = sound and all(isinstance(reason, str) for reason in plan.reasons.values())
         return plan if sound and set(plan.executions.values()) <= set(EXECUTIONS) else None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None

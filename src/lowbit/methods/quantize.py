@@ -412,7 +412,7 @@ def _planner(work: _Work, budget: Budget | None, *, automatic: bool) -> _Planner
         return _Planner(
             source="measured here, cached",
             costs=costs,
-            decision=budget.explained(decision, costs) if budget is not None else decision,
+            decision=_recalled(decision, found),
             tuned=found,
         )
     with work.stages("Probe the operators", None):
@@ -442,6 +442,8 @@ def _planner(work: _Work, budget: Budget | None, *, automatic: bool) -> _Planner
     remember(tuned.table)
     record = TunedPlan(
         executions=tuned.decision.executions,
+        reasons=tuned.decision.reasons,
+        times={path: (choice.float_ns, choice.chosen_ns) for path, choice in tuned.decision.choices.items()},
         predicted_ns=tuned.predicted_ns,
         predicted_float_ns=tuned.predicted_float_ns,
         corrected_ns=tuned.corrected_ns,
@@ -459,6 +461,15 @@ def _planner(work: _Work, budget: Budget | None, *, automatic: bool) -> _Planner
         tuned=record,
         warnings=warnings,
     )
+
+
+def _recalled(decision: Decision, tuned: TunedPlan) -> Decision:
+    """Give a decision the reasons and times that tuning found, so that the artifact has the same bytes again."""
+    choices = dict(decision.choices)
+    for path, (own, chosen) in tuned.times.items():
+        if path in choices:
+            choices[path] = dataclasses.replace(choices[path], float_ns=own, chosen_ns=chosen)
+    return dataclasses.replace(decision, reasons={**decision.reasons, **tuned.reasons}, choices=choices)
 
 
 def _accounted(
