@@ -59,7 +59,8 @@ def every_code(element: Element) -> np.ndarray:
     """All finite codes of an element, by their bits."""
     patterns = np.arange(2**element.bits, dtype=np.uint32).astype("u2" if element.bits == 16 else "u1")
     codes = patterns.view(element.dtype)
-    return codes[np.isfinite(codes.astype(np.float32))]
+    numbers = codes.astype(np.float32)
+    return codes[np.isfinite(numbers) & (numbers >= element.minimum) & (numbers <= element.maximum)]
 
 
 def bits_of(codes: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def test_the_default_symmetry_is_not_written() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "int7",
+        "int9",
         "",
         "int8:",
         "int8:per-row",
@@ -81,7 +81,10 @@ def test_an_unknown_element_names_the_known_ones() -> None:
 
 
 def test_elements_are_found_by_their_storage() -> None:
-    assert all(element_of_storage(each.storage) is each for each in ELEMENTS.values())
+    for each in ELEMENTS.values():
+        found = element_of_storage(each.storage)
+        # The narrower integers are stored in the next wider type.
+        assert found is each or (found.storage == each.storage and found.levels > each.levels)
     with pytest.raises(FormatError, match="COMPLEX64"):
         element_of_storage(ir.DataType.COMPLEX64)
 

@@ -426,3 +426,26 @@ def test_an_artifact_carries_its_plan(parse: Callable, noise: Callable, tmp_path
         (site.node, site.execution, site.reason, site.notes) for site in result.plan.sites
     ]
     assert plan.activations == result.plan.activations
+
+
+@pytest.mark.parametrize(
+    ("weights", "stored"), [("int2", "INT2"), ("int3", "INT4"), ("int4", "INT4"), ("int6", "INT8")]
+)
+def test_weights_of_few_bits_run_in_the_kernels_of_int8(
+    weights: str, stored: str, parse: Callable, noise: Callable
+) -> None:
+    proto = parse(
+        "g (float[1,8,9,9] x, float[16,8,3,3] w1, float[16,1,3,3] w2, float[16,4] w3) => (float[1,4] y) "
+        "{ c = Conv(x, w1)\n r = Relu(c)\n d = Conv<group=16>(r, w2)\n p = GlobalAveragePool(d)\n"
+        "f = Flatten(p)\n y = MatMul(f, w3) }"
+    )
+    feeds = noise(proto, count=10)
+    result = run(proto, feeds, weights=weights, activations="uint8")
+    assert by_operator(result, "Conv") == by_operator(result, "MatMul") == {"static"}
+    assert result.verification.unfused == ()
+    tensors = [value.const_value for value in result.model.graph.initializers.values()]
+    assert [tensor.dtype.name for tensor in tensors if len(tensor.shape) > 1] == [stored] * 3
+    assert not any("dequantization" in warning for warning in result.warnings)
+    # More bits, less noise; and never what no bits at all would be.
+    better = run(proto, feeds, weights="int8", activations="uint8")
+    assert 0 < compare(proto, result, feeds) < compare(proto, better, feeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ class Element:
 
     Attributes:
         name: Name as users write it, e.g. `int8`.
-        bits: Bits of one code in the model file.
+        bits: Bits of one code in the model file; `int3` and the like are stored in the next wider type that ONNX has.
         storage: ONNX type of a tensor of codes.
         dtype: numpy type of an array of codes; one code takes at least a byte in memory.
         kind: `integer` or `float`.
@@ -40,6 +41,11 @@ class Element:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def levels(self) -> int:
+        """Number of codes of an integer."""
+        return int(self.maximum - self.minimum) + 1
 
 
 def _integer(name: str, storage: ir.DataType, dtype: object) -> Element:
@@ -70,6 +76,13 @@ def _float(name: str, storage: ir.DataType, dtype: object) -> Element:
     )
 
 
+def _within(width: int, storage: ir.DataType, dtype: object) -> Element:
+    """Return the signed integer of `width` bits whose codes are stored in a wider type."""
+    return dataclasses.replace(
+        _integer(f"int{width}", storage, dtype), minimum=float(-(2 ** (width - 1))), maximum=float(2 ** (width - 1) - 1)
+    )
+
+
 ELEMENTS: dict[str, Element] = {
     each.name: each
     for each in (
@@ -86,6 +99,10 @@ ELEMENTS: dict[str, Element] = {
         _float("float8_e4m3", ir.DataType.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
         _float("float8_e5m2", ir.DataType.FLOAT8E5M2, ml_dtypes.float8_e5m2),
         _float("float4_e2m1", ir.DataType.FLOAT4E2M1, ml_dtypes.float4_e2m1fn),
+        _within(3, ir.DataType.INT4, ml_dtypes.int4),
+        _within(5, ir.DataType.INT8, np.int8),
+        _within(6, ir.DataType.INT8, np.int8),
+        _within(7, ir.DataType.INT8, np.int8),
     )
 }
 """Every element that lowbit knows, by name."""

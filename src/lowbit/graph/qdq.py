@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.formats import Format, Parameters, PerBlock, PerChannel
+from lowbit.formats import Format, Parameters, PerBlock, PerChannel, element
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,9 +92,19 @@ def _insert_first(graph: ir.Graph, nodes: list[ir.Node]) -> None:
 
 
 def dequantized_weight(
-    editor: Editor, before: ir.Node, name: str, codes: NDArray[Any], parameters: Parameters, fmt: Format
+    editor: Editor,
+    before: ir.Node,
+    name: str,
+    codes: NDArray[Any],
+    parameters: Parameters,
+    fmt: Format,
+    *,
+    widened: bool = False,
 ) -> ir.Value:
     """Store a weight as codes and return the tensor that decodes them.
+
+    Engines fold a Cast of a constant when they load a model, but no DequantizeLinear. Codes of fewer than 8 bits, cast
+    to int8 first, are small in the file and get the integer kernels of int8.
 
     Args:
         editor: Editor of the model.
@@ -103,6 +113,7 @@ def dequantized_weight(
         codes: Codes in the weight's own shape.
         parameters: Scale and zero point, shaped as the format's granularity says.
         fmt: Format of the codes.
+        widened: Whether signed codes of fewer than 8 bits are cast to int8 when the model loads.
     """
     graph = before.graph
     assert isinstance(graph, ir.Graph)
@@ -112,13 +123,25 @@ def dequantized_weight(
             attributes["axis"] = axis
         case PerBlock(axis=axis, size=size):
             attributes.update(axis=axis, block_size=size)
-    inputs = [
-        editor.constant(graph, f"{name}_codes", codes, fmt),
-        editor.constant(graph, f"{name}_scale", parameters.scale),
-    ]
+    stored = editor.constant(graph, f"{name}_codes", codes, fmt)
+    zero_point = parameters.zero_point
+    if widened and fmt.element.storage != ir.DataType.INT8:
+        cast = editor.node(
+            "Cast",
+            [stored],
+            name=f"{name}_Cast",
+            outputs=[f"{name}_int8"],
+            attributes={"to": int(ir.DataType.INT8)},
+            dtypes=[ir.DataType.INT8],
+            shape=ir.Shape(codes.shape),
+        )
+        graph.insert_before(before, cast)
+        stored, zero_point = cast.outputs[0], zero_point.astype(np.int8)
+        fmt = Format(element("int8"), fmt.granularity, fmt.symmetric)
+    inputs = [stored, editor.constant(graph, f"{name}_scale", parameters.scale)]
     # NOTE: ONNX Runtime fuses a matrix product only if the zero point is spelled out; a convolution also without.
-    if codes.ndim == 2 or np.asarray(parameters.zero_point).astype(np.float32).any():
-        inputs.append(editor.constant(graph, f"{name}_zero_point", parameters.zero_point, fmt))
+    if codes.ndim == 2 or np.asarray(zero_point).astype(np.float32).any():
+        inputs.append(editor.constant(graph, f"{name}_zero_point", zero_point, fmt))
     node = editor.node(
         "DequantizeLinear",
         inputs,

@@ -103,9 +103,7 @@ def decide(
     if activations.element.kind == "float":
         return _decide_half(sites, recipe, activations, weight_format if recipe.weights else activations)
     warnings = []
-    native = (
-        weight_format.element.name in target.weight_elements and activations.element.name in target.activation_elements
-    )
+    native = target.runs_weights(weight_format) and activations.element.name in target.activation_elements
     if half and method == "auto":
         method = "weight-only"
     if not native and method == "auto" and recipe.activations is None:
@@ -126,6 +124,7 @@ def decide(
         allowed[site.path], refused[site.path] = _allowed(site, wanted, target, rule.pattern, weights=weight_format)
     # What is asked for by name is done wherever it is legal; costs decide only where the choice was left to lowbit.
     explicit = method in {"static", "dynamic"}
+    own_formats = native and weight_format.element.name in target.weight_elements
     if costs is None and target.costs is not None:
         costs = FormulaCosts(target.costs, shapes)
     if executions is not None and costs is not None:
@@ -133,7 +132,7 @@ def decide(
     else:
         choices = choose_executions(
             sites,
-            costs if native and not everything and not (explicit and budget is None) else None,
+            costs if own_formats and not everything and not (explicit and budget is None) else None,
             allowed={
                 path: frozenset(item for item in may if item in {"static", "dynamic"}) for path, may in allowed.items()
             },

@@ -85,11 +85,11 @@ def roundings(
             method=method,
             by_tap=target.pairs == "tap",
         )
-        if encoded.codes.dtype != np.int8 or encoded.parameters.zero_point.any():
+        if encoded.fmt.element.maximum > np.iinfo(np.int8).max or encoded.parameters.zero_point.any():
             continue
         steps = _steps(site, encoded, moments[site.path])
         if steps.any():
-            found[site.path] = pack_steps(steps, kernel_matrix(site, encoded.codes))
+            found[site.path] = pack_steps(steps, kernel_matrix(site, encoded.codes.astype(np.int8)))
             rerounded(site, encoded, found[site.path])  # what is stored has to be legal
     return found
 
@@ -110,12 +110,12 @@ def _fits(site: Site, target: Target) -> bool:
 def _steps(site: Site, encoded: EncodedWeight, moments: NDArray[np.float32]) -> NDArray[np.int8]:
     """Return by how many steps each code moves, `[K, N]` in the kernel's order."""
     weight = kernel_matrix(site, site.weight_array())
-    codes = kernel_matrix(site, encoded.codes)
+    codes = kernel_matrix(site, encoded.codes.astype(np.int8))
     scale = np.broadcast_to(np.asarray(encoded.parameters.scale, dtype=np.float32).reshape(-1), (weight.shape[1],))
     element = encoded.fmt.element
     paired = encoded.saturation is not None
     limits = CodeLimits(
-        low=-127 if encoded.fmt.narrow else int(element.minimum),
+        low=int(element.minimum) + encoded.fmt.narrow,
         high=int(element.maximum),
         # The largest sums of two codes of one sign that 255 times them keep within 16 bits.
         pair_low=-128 if paired else None,

@@ -115,7 +115,13 @@ class WeightEncoder:
         decoded = self._shared[key][0] if key in self._shared else None
         if decoded is None:
             decoded = dequantized_weight(
-                self.editor, site.node, weight.name or "weight", encoded.codes, encoded.parameters, encoded.fmt
+                self.editor,
+                site.node,
+                weight.name or "weight",
+                encoded.codes,
+                encoded.parameters,
+                encoded.fmt,
+                widened=self.target.widens_weights(encoded.fmt),
             )
             self._shared[key] = (decoded, encoded)
         # Before the site's weight becomes the decoded one, of which nothing is lost any more.

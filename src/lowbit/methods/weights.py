@@ -154,16 +154,18 @@ def rerounded(site: Site, encoded: EncodedWeight, rounding: str | None) -> Encod
     """
     if rounding is None:
         return encoded
-    codes = kernel_matrix(site, encoded.codes)
-    steps = unpack_steps(rounding, codes) if codes.dtype == np.int8 else None
+    small = encoded.fmt.element.kind == "integer" and encoded.fmt.element.maximum <= np.iinfo(np.int8).max
+    codes = kernel_matrix(site, encoded.codes.astype(np.int8)) if small else None
+    steps = unpack_steps(rounding, codes) if codes is not None else None
     if steps is None:
         return dataclasses.replace(
             encoded, notes=(*encoded.notes, "rounded to nearest: the plan's rounding does not fit")
         )
+    assert codes is not None
     moved = codes.astype(np.int16) + steps
-    lowest = -127 if encoded.fmt.narrow else int(encoded.fmt.element.minimum)
+    lowest = int(encoded.fmt.element.minimum) + encoded.fmt.narrow
     unsafe = moved.min(initial=0) < lowest or moved.max(initial=0) > encoded.fmt.element.maximum
-    result = moved.astype(np.int8)
+    result = moved.astype(np.int8).astype(encoded.codes.dtype)
     if unsafe or (encoded.saturation is not None and hazards(result).any()):
         raise RecipeError(
             f"the plan's rounding of {site.path!r} leads to codes that the kernel does not take",

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from lowbit.formats import PerBlock
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lowbit.formats import Format
+
 __all__ = ["CostModel", "OperatorSupport", "Role", "Target"]
+
+_INT8_MAXIMUM = 127
+# Engines that fold a Cast of a constant before they look for integer kernels.
+_FOLDS_CASTS = ("onnxruntime",)
 
 Role = Literal["convolution", "matmul", "binary", "unary", "pool", "global-pool", "concat", "passive"]
 
@@ -117,6 +125,24 @@ class Target:
     fixed_shapes: bool = False
     highest_opset: int | None = None
     source: str = ""
+
+    def runs_weights(self, fmt: Format) -> bool:
+        """Whether it has integer kernels for weights of a format: by itself, or cast to int8 when the model loads."""
+        return fmt.element.name in self.weight_elements or self.widens_weights(fmt)
+
+    def widens_weights(self, fmt: Format) -> bool:
+        """Whether weights of a format become int8 for an integer kernel: signed integers of fewer bits, not in blocks."""
+        return (
+            not self.provider
+            and self.engine in _FOLDS_CASTS
+            and "int8" in self.weight_elements
+            and fmt.element.name not in self.weight_elements
+            and fmt.element.kind == "integer"
+            and fmt.element.signed
+            and fmt.element.maximum < _INT8_MAXIMUM
+            and fmt.symmetric
+            and not isinstance(fmt.granularity, PerBlock)
+        )
 
     @property
     def loads_here(self) -> bool:
