@@ -178,7 +178,7 @@ def recall_plan(identity: str) -> TunedPlan | None:
     path = cache_folder() / "plans" / f"{identity}.json"
     try:
         plan = TunedPlan(**json.loads(path.read_text(encoding="utf-8")))
-        times = (plan.predicted_ns, plan.predicted_float_ns, plan.corrected_ns, plan.spread)
+        times: tuple[float, ...] = (plan.predicted_ns, plan.predicted_float_ns, plan.corrected_ns, plan.spread)
         for pair in plan.times.values():
             own, chosen = pair
             times += tuple(time for time in (own, chosen) if time is not None)

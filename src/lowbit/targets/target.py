@@ -131,7 +131,7 @@ class Target:
         return fmt.element.name in self.weight_elements or self.widens_weights(fmt)
 
     def widens_weights(self, fmt: Format) -> bool:
-        """Whether weights of a format become int8 for an integer kernel: signed integers of fewer bits, not in blocks."""
+        """Whether weights of a format become int8 for an integer kernel: narrower signed integers, not in blocks."""
         return (
             not self.provider
             and self.engine in _FOLDS_CASTS
