@@ -1,0 +1,77 @@
+"""ONNX element types as PyTorch knows them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from lowbit.exceptions import ModelError
+
+__all__ = ["from_array", "to_dtype"]
+
+_DTYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.UINT8: torch.uint8,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.UINT16: torch.uint16,
+    ir.DataType.INT16: torch.int16,
+    ir.DataType.INT32: torch.int32,
+    ir.DataType.INT64: torch.int64,
+    ir.DataType.BOOL: torch.bool,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.DOUBLE: torch.float64,
+    ir.DataType.UINT32: torch.uint32,
+    ir.DataType.UINT64: torch.uint64,
+    ir.DataType.COMPLEX64: torch.complex64,
+    ir.DataType.COMPLEX128: torch.complex128,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    ir.DataType.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
+    ir.DataType.FLOAT8E5M2: torch.float8_e5m2,
+    ir.DataType.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    # Stored unpacked: one code an element.
+    ir.DataType.INT4: torch.int8,
+    ir.DataType.UINT4: torch.uint8,
+    ir.DataType.INT2: torch.int8,
+    ir.DataType.UINT2: torch.uint8,
+}
+_BITS = {
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e4m3fnuz": torch.float8_e4m3fnuz,
+    "float8_e5m2": torch.float8_e5m2,
+    "float8_e5m2fnuz": torch.float8_e5m2fnuz,
+}
+_UNPACKED = {"int4": np.int8, "uint4": np.uint8, "int2": np.int8, "uint2": np.uint8}
+
+
+def to_dtype(code: int) -> torch.dtype:
+    """Return the PyTorch type of an ONNX element type.
+
+    Raises:
+        ModelError: PyTorch has no such type.
+    """
+    found = _DTYPES.get(ir.DataType(int(code)))
+    if found is None:
+        raise ModelError(
+            f"PyTorch has no element type {ir.DataType(int(code)).name}", remedy="run this graph in ONNX Runtime"
+        )
+    return found
+
+
+def from_array(array: np.ndarray) -> torch.Tensor:
+    """Return a copy of a numpy array as a tensor, exact to the bit.
+
+    Raises:
+        ModelError: PyTorch has no such type.
+    """
+    name = array.dtype.name
+    if name in _BITS:
+        width = np.uint8 if array.dtype.itemsize == 1 else np.uint16
+        return torch.from_numpy(np.array(array, order="C").view(width).copy()).view(_BITS[name])
+    if name in _UNPACKED:
+        return torch.from_numpy(np.array(array).astype(_UNPACKED[name]))
+    if array.dtype.kind not in "fiubc":
+        raise ModelError(f"PyTorch has no tensors of {name}", remedy="run this graph in ONNX Runtime")
+    return torch.from_numpy(np.array(array, order="C"))
