@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -148,6 +148,7 @@ class Interpreter(torch.nn.Module):
             version=versions.get(domain, 1),
             attributes=attributes,
             outputs=wanted,
+            types=tuple(value.dtype if value is not None else None for value in node.inputs),
         )
         function = find_operator(domain, node.op_type) or self._function(node, call)
         return _Step(
@@ -199,14 +200,7 @@ class Interpreter(torch.nn.Module):
             call = step.call
             if step.graphs or self.training:
                 graphs = {name: self._graph(inner, values) for name, inner in step.graphs.items()}
-                call = Call(
-                    op_type=call.op_type,
-                    domain=call.domain,
-                    version=call.version,
-                    attributes={**call.attributes, **graphs},
-                    outputs=call.outputs,
-                    training=self.training,
-                )
+                call = replace(call, attributes={**call.attributes, **graphs}, training=self.training)
             result = step.function(call, *inputs)
             produced = result if isinstance(result, tuple) else (result,)
             for name, value in zip(step.outputs, produced, strict=False):

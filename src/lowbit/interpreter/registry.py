@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
 
 __all__ = ["Call", "Function", "find_operator", "operator", "supported_operators"]
@@ -22,6 +23,7 @@ class Call:
         version: Version of the domain's operator set that the graph was written for.
         attributes: Attributes as plain values; graphs as functions from inputs to outputs.
         outputs: Number of outputs that are wanted, the last one that has a name counts.
+        types: ONNX element types of the inputs, `None` where unknown; tells int4 from int8, which PyTorch cannot.
         training: Whether the module is in training.
     """
 
@@ -30,6 +32,7 @@ class Call:
     version: int
     attributes: Mapping[str, Any] = field(default_factory=dict)
     outputs: int = 1
+    types: tuple[ir.DataType | None, ...] = ()
     training: bool = False
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 
-__all__ = ["FAMILIES", "load"]
-
-FAMILIES = (
-    "activations",
-    "comparisons",
-    "control_flow",
-    "convolution",
-    "elementwise",
-    "generation",
-    "indexing",
-    "microsoft",
-    "normalization",
-    "pooling",
-    "products",
-    "quantization",
-    "recurrent",
-    "reductions",
-    "resizing",
-    "shapes",
-)
+__all__ = ["load"]
 
 
 def load() -> None:
-    """Import every family, which registers its operators."""
-    for family in FAMILIES:
-        importlib.import_module(f"lowbit.interpreter.operators.{family}")
+    """Import every family, which registers its operators; none replaces another's, so their order does not matter."""
+    for family in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{family.name}")
