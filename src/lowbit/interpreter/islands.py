@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import onnx_ir as ir
 import torch
 
 from lowbit.exceptions import ModelError
-from lowbit.interpreter.dtypes import from_array
+from lowbit.interpreter.bodies import resolved_proto
+from lowbit.interpreter.dtypes import from_array, to_array
 from lowbit.runtime.session import Session, open_session
 
 if TYPE_CHECKING:
@@ -19,14 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["island"]
 
 
-def island(node: ir.Node, call: Call) -> Function:
+def island(node: ir.Node, attributes: Sequence[ir.Attr], call: Call) -> Function:
     """Return a function that computes a node in ONNX Runtime; a session is made for every combination of input types.
 
     Args:
         node: The node.
-        call: The same for the interpreter.
+        attributes: Its attributes, references resolved.
+        call: The node as the interpreter sees it.
     """
-    template = ir.to_proto(node)
+    template = resolved_proto(node, attributes)
     sessions: dict[tuple[str, ...], Session] = {}
 
     def run(_call: Call, *inputs: Any) -> tuple[Any, ...]:
@@ -44,7 +47,7 @@ def island(node: ir.Node, call: Call) -> Function:
 def _array(value: Any) -> np.ndarray:
     if not isinstance(value, torch.Tensor):
         raise ModelError("only tensors can go to ONNX Runtime", remedy="give the operator a mapping")
-    return value.detach().cpu().numpy()
+    return to_array(value)
 
 
 def _model(template: onnx.NodeProto, arrays: dict[str, np.ndarray], call: Call) -> bytes:
