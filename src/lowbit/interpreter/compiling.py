@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
+import torch
 
 from lowbit.exceptions import ModelError
 from lowbit.interpreter.attributes import bound, constant, plain, tensor
 from lowbit.interpreter.bodies import standard_body
+from lowbit.interpreter.dtypes import to_dtype
 from lowbit.interpreter.islands import island
 from lowbit.interpreter.program import Block, Step
 from lowbit.interpreter.registry import Call, Function, find_operator
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Compiler", "initial_value"]
 
@@ -83,7 +82,14 @@ class Compiler:
         inputs = tuple(str(value.name) for value in graph.inputs)
         known = {*inputs, *made, *graph.initializers}
         captured = dict.fromkeys(name for names in (*reads, outputs) for name in names if name not in known)
-        return Block(inputs=inputs, outputs=outputs, captured=tuple(captured), constants=constants, steps=tuple(steps))
+        return Block(
+            inputs=inputs,
+            outputs=outputs,
+            results=tuple(_result(value) for value in graph.outputs),
+            captured=tuple(captured),
+            constants=constants,
+            steps=tuple(steps),
+        )
 
     def _initializers(self, graph: ir.Graph, scope: _Scope) -> dict[str, str]:
         keys = {}
@@ -181,6 +187,12 @@ def initial_value(value: ir.Value) -> torch.Tensor:
     if value.const_value is None:
         raise ModelError(f"the initializer {value.name!r} has no value", remedy="save the model with its weights")
     return tensor(value.const_value)
+
+
+def _result(value: ir.Value) -> tuple[torch.dtype, tuple[int, ...]]:
+    known = value.dtype is not None and value.dtype != ir.DataType.STRING
+    shape = () if value.shape is None else tuple(size if isinstance(size, int) else 0 for size in value.shape)
+    return to_dtype(value.dtype) if known else torch.float32, shape
 
 
 def _versions(imports: Mapping[str, int]) -> dict[str, int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from lowbit.interpreter.registry import Call, Function
+from lowbit.interpreter.registry import Call, Function, Graph
 
 __all__ = ["Block", "Step", "run"]
 
@@ -45,6 +45,7 @@ class Block:
     Attributes:
         inputs: Names of what it is given.
         outputs: Names of what it returns.
+        results: Element type and shape of every output, see `Graph`.
         captured: Names that it takes from the graph around it.
         constants: Names of its constants and, of its own initializers, with the keys of the tensors that hold them.
         steps: Nodes in the order in which they run.
@@ -52,6 +53,7 @@ class Block:
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    results: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
     captured: tuple[str, ...]
     constants: Mapping[str, str]
     steps: tuple[Step, ...]
@@ -115,13 +117,13 @@ def _computed(
 
 def _subgraph(
     block: Block, outer: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, training: bool
-) -> Callable[..., list[Any]]:
+) -> Graph:
     captured = {name: outer[name] for name in block.captured}
 
-    def compute(*inputs: Any) -> list[Any]:
+    def compute(inputs: Sequence[Any]) -> list[Any]:
         return run(block, {**captured, **dict(zip(block.inputs, inputs, strict=False))}, tensors, training=training)
 
-    return compute
+    return Graph(run=compute, results=block.results)
 
 
 def _described(value: Any) -> str:

@@ -206,18 +206,6 @@ def space_to_depth(call: Call, x: Tensor) -> Tensor:
     )
 
 
-@operator("ReverseSequence")
-def reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse the first so many steps of every sequence."""
-    batch, time = call.get("batch_axis", 1), call.get("time_axis", 0)
-    moved = x.movedim((batch, time), (0, 1))
-    steps = torch.arange(moved.shape[1], device=x.device)[None]
-    limit = lengths.reshape(-1, 1)
-    order = torch.where(steps < limit, limit - 1 - steps, steps)
-    picked = torch.stack([row.index_select(0, index) for row, index in zip(moved, order, strict=True)])
-    return picked.movedim((0, 1), (batch, time))
-
-
 @operator("CenterCropPad")
 def center_crop_pad(call: Call, x: Tensor, shape: Tensor) -> Tensor:
     """Cut or pad around the middle."""
