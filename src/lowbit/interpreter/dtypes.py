@@ -13,7 +13,7 @@ import torch
 
 from lowbit.exceptions import ModelError
 
-__all__ = ["from_array", "to_array", "to_dtype"]
+__all__ = ["element_of", "from_array", "to_array", "to_dtype"]
 
 _DTYPES = {
     ir.DataType.FLOAT: torch.float32,
@@ -72,6 +72,11 @@ def to_dtype(code: int) -> torch.dtype:
             f"PyTorch has no element type {ir.DataType(int(code)).name}", remedy="run this graph in ONNX Runtime"
         )
     return found
+
+
+def element_of(dtype: torch.dtype) -> ir.DataType:
+    """Return the ONNX element type of the same name as a PyTorch type."""
+    return next(element for element, found in _DTYPES.items() if found == dtype)
 
 
 def from_array(array: np.ndarray) -> torch.Tensor:

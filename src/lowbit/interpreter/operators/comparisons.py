@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowbit.interpreter.carriers import from_bits, to_bits, to_ordered, to_wide
 from lowbit.interpreter.registry import operator
 
 if TYPE_CHECKING:
@@ -17,15 +18,11 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-_WIDE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
-
-def _binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _comparison(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
     @operator(name)
     def compute(_call: Call, a: Tensor, b: Tensor) -> Tensor:
-        if a.dtype in _WIDE:
-            a, b = a.to(_WIDE[a.dtype]), b.to(_WIDE[b.dtype])
-        return function(a, b)
+        return function(to_ordered(a), to_ordered(b))
 
 
 for _name, _function in {
@@ -38,15 +35,13 @@ for _name, _function in {
     "Or": torch.logical_or,
     "Xor": torch.logical_xor,
 }.items():
-    _binary(_name, _function)
+    _comparison(_name, _function)
 
 
 def _bitwise(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
     @operator(name)
     def compute(_call: Call, a: Tensor, b: Tensor) -> Tensor:
-        if a.dtype in _WIDE:
-            return function(a.to(torch.int64), b.to(torch.int64)).to(a.dtype)
-        return function(a, b)
+        return from_bits(function(to_bits(a), to_bits(b)), a.dtype)
 
 
 for _name, _function in {
@@ -66,23 +61,19 @@ def invert(_call: Call, x: Tensor) -> Tensor:
 @operator("BitwiseNot")
 def bitwise_not(_call: Call, x: Tensor) -> Tensor:
     """Flip every bit."""
-    if x.dtype in _WIDE:
-        bits = 8 * x.element_size()
-        flipped = torch.bitwise_not(x.to(torch.int64))
-        return (flipped & ((1 << bits) - 1)).to(x.dtype) if bits < 64 else flipped.to(x.dtype)
-    return torch.bitwise_not(x)
+    return from_bits(torch.bitwise_not(to_bits(x)), x.dtype)
 
 
 @operator("IsNaN")
 def is_nan(_call: Call, x: Tensor) -> Tensor:
     """Whether each element is no number."""
-    return torch.isnan(x.to(torch.float32) if x.element_size() == 1 else x)
+    return torch.isnan(to_wide(x))
 
 
 @operator("IsInf")
 def is_inf(call: Call, x: Tensor) -> Tensor:
     """Whether each element is infinite, in the directions asked for."""
-    wide = x.to(torch.float32) if x.element_size() == 1 else x
+    wide = to_wide(x)
     found = torch.zeros_like(wide, dtype=torch.bool)
     if call.get("detect_positive", 1):
         found = found | torch.isposinf(wide)
@@ -94,4 +85,4 @@ def is_inf(call: Call, x: Tensor) -> Tensor:
 @operator("Where")
 def where(_call: Call, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Pick from one tensor or the other."""
-    return torch.where(condition, a, b)
+    return from_bits(torch.where(condition, to_bits(a), to_bits(b)), a.dtype)

@@ -1,4 +1,4 @@
-"""Arithmetic, element by element, with broadcasting; casts."""
+"""Arithmetic, element by element, with broadcasting."""
 
 from __future__ import annotations
 
@@ -7,38 +7,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowbit.interpreter.dtypes import to_dtype
+from lowbit.interpreter.carriers import from_ordered, from_wide, to_ordered, to_wide
 from lowbit.interpreter.registry import operator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from lowbit.interpreter.registry import Call
 
 __all__: list[str] = []
 
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
-_WIDE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
-
-def widened(function):  # type: ignore[no-untyped-def]
-    """Compute in a signed type where PyTorch has no arithmetic for an unsigned one, and go back."""
-
-    def compute(call: Call, *inputs: Tensor) -> Tensor:
-        first = next(value for value in inputs if value is not None)
-        if first.dtype not in _WIDE:
-            return function(call, *inputs)
-        wide = _WIDE[first.dtype]
-        return function(call, *(value.to(wide) if value is not None else None for value in inputs)).to(first.dtype)
-
-    return compute
-
-
-def _unary(name: str, function) -> None:  # type: ignore[no-untyped-def]
+def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
     @operator(name)
-    @widened
     def compute(_call: Call, x: Tensor) -> Tensor:
-        return function(x)
+        return from_wide(function(to_wide(x)), x.dtype)
 
 
 for _name, _function in {
@@ -65,9 +50,32 @@ for _name, _function in {
     "Asinh": torch.asinh,
     "Acosh": torch.acosh,
     "Atanh": torch.atanh,
-    "Det": torch.linalg.det,
 }.items():
     _unary(_name, _function)
+
+
+def _binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    @operator(name)
+    def compute(call: Call, a: Tensor, b: Tensor) -> Tensor:
+        return from_wide(function(to_wide(a), _aligned(call, to_wide(a), to_wide(b))), a.dtype)
+
+
+def _aligned(call: Call, a: Tensor, b: Tensor) -> Tensor:
+    """Return the second operand as it broadcasts: before operator set 7, from an axis on."""
+    if call.version >= 7 or not call.get("broadcast", 0) or "axis" not in call.attributes:
+        return b
+    axis = call.get("axis") % a.ndim
+    return b.reshape(*b.shape, *[1] * (a.ndim - axis - b.ndim))
+
+
+def _divided(a: Tensor, b: Tensor) -> Tensor:
+    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+
+
+_binary("Add", torch.add)
+_binary("Sub", torch.sub)
+_binary("Mul", torch.mul)
+_binary("Div", _divided)
 
 
 @operator("Identity")
@@ -76,46 +84,18 @@ def identity(_call: Call, x: Tensor) -> Tensor:
     return x
 
 
-@operator("Add")
-@widened
-def add(_call: Call, a: Tensor, b: Tensor) -> Tensor:
-    """Add."""
-    return a + b
-
-
-@operator("Sub")
-@widened
-def subtract(_call: Call, a: Tensor, b: Tensor) -> Tensor:
-    """Subtract."""
-    return a - b
-
-
-@operator("Mul")
-@widened
-def multiply(_call: Call, a: Tensor, b: Tensor) -> Tensor:
-    """Multiply."""
-    return a * b
-
-
-@operator("Div")
-@widened
-def divide(_call: Call, a: Tensor, b: Tensor) -> Tensor:
-    """Divide; integers towards zero."""
-    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
-
-
 @operator("Mod")
-@widened
 def modulo(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Take the remainder, with the sign of the divisor or, with `fmod`, of the dividend."""
-    return torch.fmod(a, b) if call.get("fmod", 0) else torch.remainder(a, b)
+    function = torch.fmod if call.get("fmod", 0) else torch.remainder
+    return from_wide(function(to_wide(a), to_wide(b)), a.dtype)
 
 
 @operator("Pow")
 def power(_call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Raise to a power; the result has the type of the base."""
     if a.is_floating_point():
-        return torch.pow(a, b.to(a.dtype) if not b.is_floating_point() else b).to(a.dtype)
+        return torch.pow(a, b if b.is_floating_point() else b.to(a.dtype)).to(a.dtype)
     if b.is_floating_point():
         return torch.pow(a.to(torch.float64), b.to(torch.float64)).to(a.dtype)
     return torch.pow(a, b.to(torch.int64)).to(a.dtype)
@@ -136,96 +116,41 @@ def mean(_call: Call, *inputs: Tensor) -> Tensor:
 @operator("Max")
 def maximum(_call: Call, *inputs: Tensor) -> Tensor:
     """Take the largest of any number of tensors."""
-    wide = _WIDE.get(inputs[0].dtype)
-    if wide is not None:
-        return reduce(torch.maximum, [value.to(wide) for value in inputs]).to(inputs[0].dtype)
-    return reduce(torch.maximum, inputs)
+    return from_ordered(reduce(torch.maximum, map(to_ordered, inputs)), inputs[0].dtype)
 
 
 @operator("Min")
 def minimum(_call: Call, *inputs: Tensor) -> Tensor:
     """Take the smallest of any number of tensors."""
-    wide = _WIDE.get(inputs[0].dtype)
-    if wide is not None:
-        return reduce(torch.minimum, [value.to(wide) for value in inputs]).to(inputs[0].dtype)
-    return reduce(torch.minimum, inputs)
+    return from_ordered(reduce(torch.minimum, map(to_ordered, inputs)), inputs[0].dtype)
 
 
 @operator("Clip")
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    """Keep within bounds."""
-    lowest = low if low is not None else call.get("min")
-    highest = high if high is not None else call.get("max")
-    for bound, function in ((lowest, torch.maximum), (highest, torch.minimum)):
-        if bound is None:
-            continue
-        limit = bound if isinstance(bound, torch.Tensor) else torch.tensor(bound, dtype=x.dtype, device=x.device)
-        limit = limit.to(x.dtype)
-        if x.dtype in _WIDE:
-            wide = _WIDE[x.dtype]
-            x = function(x.to(wide), limit.to(wide)).to(x.dtype)
-        else:
-            x = function(x, limit.reshape(()))
-    return x
+    """Keep within bounds; where they cross, the higher one wins."""
+    values = to_ordered(x)
+    for own, name, function in ((low, "min", torch.maximum), (high, "max", torch.minimum)):
+        if own is not None:
+            values = function(values, to_ordered(own.to(x.dtype)).reshape(()))
+        elif call.get(name) is not None:
+            values = function(values, torch.tensor(call.get(name), dtype=x.dtype, device=x.device))
+    return from_ordered(values, x.dtype)
 
 
-@operator("Cast")
-def cast(call: Call, x: Tensor) -> Tensor:
-    """Change the element type."""
-    return converted(x, int(call.get("to")), saturate=bool(call.get("saturate", 1)))
-
-
-@operator("CastLike")
-def cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:
-    """Change the element type to that of another tensor."""
-    return _to(x, like.dtype, saturate=bool(call.get("saturate", 1)))
+@operator("Det")
+def determinant(_call: Call, x: Tensor) -> Tensor:
+    """Return the determinants of matrices."""
+    return torch.linalg.det(x)
 
 
 @operator("BitShift")
 def shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
-    """Shift bits."""
-    wide = torch.int64
-    moved = a.to(wide) << b.to(wide) if call.get("direction") == "LEFT" else a.to(wide) >> b.to(wide)
+    """Shift bits of unsigned integers."""
     bits = 8 * a.element_size()
-    return (moved & ((1 << bits) - 1)).to(a.dtype) if bits < 64 else moved.to(a.dtype)
-
-
-def converted(x: Tensor, code: int, *, saturate: bool = True) -> Tensor:
-    """Return a tensor in an ONNX element type; values that a float8 cannot hold saturate, if wanted."""
-    if code in _FEW_BITS:
-        low, high, dtype = _FEW_BITS[code]
-        rounded = torch.round(x.to(torch.float32)) if x.is_floating_point() else x.to(torch.int64)
-        if x.is_floating_point():
-            return rounded.clamp(low, high).to(dtype)
-        span = high - low + 1
-        return ((rounded - low) % span + low).to(dtype)
-    return _to(x, to_dtype(code), saturate=saturate)
-
-
-# INT4, UINT4, INT2, UINT2: lowest and highest code, and the type that holds one.
-_FEW_BITS = {
-    22: (-8, 7, torch.int8),
-    21: (0, 15, torch.uint8),
-    26: (-2, 1, torch.int8),
-    25: (0, 3, torch.uint8),
-}
-
-
-def _to(x: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:
-    if dtype in _FLOAT8:
-        wide = x.to(torch.float32)
-        limit = torch.finfo(dtype).max
-        if saturate:
-            wide = torch.where(torch.isnan(wide), wide, wide.clamp(-limit, limit))
-        else:
-            # Conversions of the library saturate or not as they like: overflow is infinite, or no number at all.
-            overflow = float("inf") if dtype == torch.float8_e5m2 else float("nan")
-            result = wide.clamp(-limit, limit).to(dtype).to(torch.float32)
-            beyond = wide.abs() >= limit * (1 + 2.0 ** -(4 if "e4m3" in str(dtype) else 3))
-            wide = torch.where(beyond, torch.sign(wide) * overflow, result)
-        return wide.to(dtype)
-    if x.dtype in _FLOAT8:
-        return x.to(torch.float32).to(dtype)
-    if x.is_floating_point() and dtype in (torch.uint8, torch.uint16, torch.uint32):
-        return x.to(torch.int64).to(dtype)
-    return x.to(dtype)
+    value, count = a.to(torch.int64), b.to(torch.int64)
+    if call.get("direction") == "LEFT":
+        return (value << count).to(a.dtype)
+    moved = value >> count
+    # int64 shifts its sign in from the left; uint64 has none.
+    kept = torch.where(count > 0, (1 << (bits - count).clamp(max=62)) - 1, -1)
+    return (moved & kept if bits == 64 else moved).to(a.dtype)

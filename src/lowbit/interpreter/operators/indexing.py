@@ -29,7 +29,7 @@ def gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     axis = call.get("axis", 0) % x.ndim
     where = _wrapped(indices, x.shape[axis])
     taken = to_bits(x).index_select(axis, where.reshape(-1))
-    return from_bits(taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
+    return from_bits(taken.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]), x.dtype)
 
 
 @operator("GatherElements")

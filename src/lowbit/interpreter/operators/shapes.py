@@ -199,9 +199,10 @@ def space_to_depth(call: Call, x: Tensor) -> Tensor:
     """Move blocks of pixels into channels."""
     block = call.get("blocksize")
     n, c, h, w = x.shape
+    order = (0, 3, 5, 1, 2, 4) if call.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
     return (
         x.reshape(n, c, h // block, block, w // block, block)
-        .permute(0, 3, 5, 1, 2, 4)
+        .permute(order)
         .reshape(n, c * block**2, h // block, w // block)
     )
 

@@ -19,10 +19,13 @@ __all__: list[str] = []
 
 
 def _complex(x: Tensor) -> Tensor:
-    """Return `[..., 1]` reals or `[..., 2]` pairs as complex numbers `[...]`."""
+    """Return `[..., 1]` reals or `[..., 2]` pairs as complex numbers `[...]`, in double precision.
+
+    Where terms cancel, the error of single precision is larger than what is left.
+    """
     if x.shape[-1] == 1:
-        return x[..., 0].to(torch.complex128 if x.dtype == torch.float64 else torch.complex64)
-    return torch.view_as_complex(x.contiguous())
+        return x[..., 0].to(torch.complex128)
+    return torch.view_as_complex(x.to(torch.float64).contiguous())
 
 
 @operator("DFT")
@@ -33,11 +36,11 @@ def fourier(call: Call, x: Tensor, length: Tensor | None = None, axis: Tensor | 
     count = None if length is None else int(length)
     inverse, onesided = bool(call.get("inverse", 0)), bool(call.get("onesided", 0))
     if inverse and onesided:
-        return torch.fft.irfft(_complex(x), n=count, dim=along)[..., None]
-    values = torch.fft.ifft(_complex(x), n=count, dim=along) if inverse else torch.fft.fft(_complex(x), n=count, dim=along)
+        return torch.fft.irfft(_complex(x), n=count, dim=along)[..., None].to(x.dtype)
+    values = (torch.fft.ifft if inverse else torch.fft.fft)(_complex(x), n=count, dim=along)
     if onesided:
         values = values.narrow(along, 0, values.shape[along] // 2 + 1)
-    return torch.view_as_real(values)
+    return torch.view_as_real(values).to(x.dtype)
 
 
 @operator("STFT")
@@ -52,7 +55,7 @@ def short_time_fourier(
     values = torch.fft.fft(frames, dim=-1)
     if call.get("onesided", 1):
         values = values[..., : size // 2 + 1]
-    return torch.view_as_real(values)
+    return torch.view_as_real(values).to(signal.dtype)
 
 
 _COSINES = {
