@@ -110,7 +110,7 @@ def quantized(
 
 
 def _stored(x: torch.Tensor, kind: ir.DataType, *, saturate: bool) -> torch.Tensor:
-    from lowbit.interpreter.operators.elementwise import converted
+    from lowbit.interpreter.casting import converted
 
     return converted(x, int(kind), saturate=saturate)
 
