@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.interpreter.windows import padded
 
@@ -64,7 +64,7 @@ def convolution(x: Tensor, w: Tensor, place: Windows, groups: int) -> Tensor:
         place: The windows.
         groups: Number of groups of channels.
     """
-    function = (F.conv1d, F.conv2d, F.conv3d)[w.ndim - 3]
+    function = (functional.conv1d, functional.conv2d, functional.conv3d)[w.ndim - 3]
     return function(padded(x, place, 0), w, None, place.strides, 0, place.dilations, groups)
 
 

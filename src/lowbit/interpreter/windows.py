@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.exceptions import ModelError
 
@@ -111,10 +111,8 @@ def padded(x: Tensor, place: Windows, value: float, *, whole: bool = False) -> T
     space = x.shape[2:]
     after = place.after
     if whole:
-        after = tuple(
-            reach - size - first for reach, size, first in zip(place.reach, space, place.before, strict=True)
-        )
+        after = tuple(reach - size - first for reach, size, first in zip(place.reach, space, place.before, strict=True))
     if not any(place.before) and not any(after):
         return x
     sizes = [count for pair in zip(reversed(place.before), reversed(after), strict=True) for count in pair]
-    return F.pad(x, sizes, value=value)
+    return functional.pad(x, sizes, value=value)

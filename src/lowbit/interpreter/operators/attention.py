@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.interpreter.dtypes import to_dtype
 from lowbit.interpreter.registry import operator
@@ -118,9 +118,9 @@ def _bias(
     if mask is not None:
         missing = key.shape[2] - mask.shape[-1]
         if mask.dtype == torch.bool:
-            allowed.append(F.pad(mask, (0, missing), value=False))
+            allowed.append(functional.pad(mask, (0, missing), value=False))
         else:
-            bias = F.pad(mask, (0, missing), value=-math.inf)
+            bias = functional.pad(mask, (0, missing), value=-math.inf)
     for permitted in allowed:
         shut = torch.zeros(permitted.shape, dtype=q.dtype, device=q.device).masked_fill(~permitted, -math.inf)
         bias = shut if bias is None else bias + shut
@@ -142,17 +142,13 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor
     else:
         one, other = turned.chunk(2, dim=-1)
     real, imaginary = cos * one - sin * other, sin * one + cos * other
-    if interleaved:
-        joined = torch.stack([real, imaginary], dim=-1).flatten(-2)
-    else:
-        joined = torch.cat([real, imaginary], dim=-1)
+    pairs = torch.stack([real, imaginary], dim=-1 if interleaved else -2)
+    joined = pairs.flatten(-2)
     return torch.cat([joined, rest], dim=-1) if rest.shape[-1] else joined
 
 
 @operator("RotaryEmbedding")
-def rotary_embedding(
-    call: Call, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None
-) -> Tensor:
+def rotary_embedding(call: Call, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
     """Turn pairs of elements by angles that depend on their positions."""
     flat = x.ndim == 3
     whole = heads_first(x, call.get("num_heads")) if flat else x

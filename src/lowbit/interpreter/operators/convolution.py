@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.interpreter.integers import centred, convolution
 from lowbit.interpreter.registry import operator
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["conv"]
 
-_FORWARD = (F.conv1d, F.conv2d, F.conv3d)
-_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_FORWARD = (functional.conv1d, functional.conv2d, functional.conv3d)
+_TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 
 
 @operator("Conv")
@@ -67,7 +67,7 @@ def conv_transpose(call: Call, x: Tensor, w: Tensor, b: Tensor | None = None) ->
         # Negative padding cuts; positive adds elements that no kernel reaches.
         cuts.append((-first, size + first - whole.shape[axis + 2]))
     if any(first or last for first, last in cuts):
-        whole = F.pad(whole, [count for pair in reversed(cuts) for count in pair])
+        whole = functional.pad(whole, [count for pair in reversed(cuts) for count in pair])
     return whole if b is None else whole + b.reshape(-1, *[1] * rank)
 
 
@@ -118,6 +118,6 @@ def causal_conv(
     carried = w.shape[2] - 1
     before = x.new_zeros(x.shape[0], x.shape[1], carried) if past is None else past
     joined = torch.cat([before, x], dim=2)
-    y = F.conv1d(joined, w, b, groups=x.shape[1])
-    y = F.silu(y) if call.get("activation", "none") in {"silu", "swish"} else y
+    y = functional.conv1d(joined, w, b, groups=x.shape[1])
+    y = functional.silu(y) if call.get("activation", "none") in {"silu", "swish"} else y
     return y, joined[:, :, joined.shape[2] - carried :]

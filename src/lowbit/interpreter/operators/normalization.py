@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.interpreter.dtypes import to_dtype
 from lowbit.interpreter.registry import operator
@@ -26,15 +26,16 @@ def _per_channel(values: Tensor, rank: int) -> Tensor:
 def batch_normalization(
     call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
 ) -> Tensor | tuple[Tensor, ...]:
-    """Normalize channels by what was seen before or, where the graph says so, by this batch (Ioffe and Szegedy 2015).
+    """Normalize channels by what was seen before or, in training, by this batch (Ioffe and Szegedy 2015).
 
-    The module's own mode decides nothing: a graph for training says `training_mode`, or asks for the statistics.
+    A graph for training says `training_mode`, or asks for the statistics, and returns the new running ones. In a graph
+    for inference that is trained all the same, those that it holds are updated in place.
     """
-    learning = bool(call.get("training_mode", 0)) if call.version >= 14 else call.outputs > 1
+    declared = bool(call.get("training_mode", 0)) if call.version >= 14 else call.outputs > 1
     dtype = x.dtype
     wide = torch.promote_types(dtype, mean.dtype)
     x = x.to(wide)
-    if not learning:
+    if not declared and not call.training:
         return _batch_normalized(call, x, scale, bias, mean, variance).to(dtype)
     momentum = call.get("momentum", 0.9)
     others = [axis for axis in range(x.ndim) if axis != 1]
@@ -42,6 +43,12 @@ def batch_normalization(
     y = _batch_normalized(call, x, scale, bias, seen, spread).to(dtype)
     means = mean * momentum + seen * (1 - momentum)
     spreads = variance * momentum + spread * (1 - momentum)
+    if not declared:
+        # Statistics that are computed, or have been made parameters, are not the module's to overwrite.
+        for running, new in ((mean, means), (variance, spreads)):
+            if not running.requires_grad:
+                running.copy_(new.detach())
+        return y
     return (y, means, spreads, seen, spread)[: max(call.outputs, 1)]
 
 
@@ -76,7 +83,15 @@ def layer_normalized(
 def rms_normalized(
     x: Tensor, scale: Tensor | None, dims: list[int], epsilon: float, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return a tensor over its root mean square, and the reciprocal of that (Zhang and Sennrich 2019); arguments as above."""
+    """Return a tensor over its root mean square, and the reciprocal of that (Zhang and Sennrich 2019).
+
+    Args:
+        x: The tensor.
+        scale: Factor of the result, broadcastable; 1 if left out.
+        dims: The axes.
+        epsilon: Added to the mean square.
+        wide: Type to compute in.
+    """
     values = x.to(wide)
     inverse = torch.rsqrt((values * values).mean(dim=dims, keepdim=True) + epsilon)
     y = (values * inverse).to(x.dtype)
@@ -114,7 +129,7 @@ def instance_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -
 
 @operator("GroupNormalization")
 def group_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Normalize groups of channels (Wu and He 2018); scales are one a group before operator set 21, then one a channel."""
+    """Normalize groups of channels (Wu and He 2018); scales are one a group, from operator set 21 on one a channel."""
     groups = call.get("num_groups")
     wide = x.dtype if x.dtype == torch.float64 else to_dtype(call.get("stash_type", 1))
     parts = x.reshape(x.shape[0], groups, -1)
@@ -131,7 +146,9 @@ def local_response_normalization(call: Call, x: Tensor) -> Tensor:
     size = call.get("size")
     before = (size - 1) // 2
     flat = (x * x).reshape(x.shape[0], 1, x.shape[1], -1)
-    energy = F.avg_pool2d(F.pad(flat, (0, 0, before, size - 1 - before)), (size, 1), 1, divisor_override=1)
+    energy = functional.avg_pool2d(
+        functional.pad(flat, (0, 0, before, size - 1 - before)), (size, 1), 1, divisor_override=1
+    )
     alpha, beta = call.get("alpha", 1e-4), call.get("beta", 0.75)
     return x / (call.get("bias", 1.0) + alpha / size * energy.reshape(x.shape)) ** beta
 

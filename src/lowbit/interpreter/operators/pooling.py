@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.interpreter.operators.shapes import integers
 from lowbit.interpreter.registry import operator
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["average_pool"]
 
-_MAXIMA = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
-_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+_MAXIMA = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
+_AVERAGES = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
 
 
 @operator("MaxPool")
@@ -32,18 +33,18 @@ def max_pool(call: Call, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     # Integers of up to 32 bits are exact in float64; pools of them do not exist on every device.
     wide = x if x.is_floating_point() else x.to(torch.float64)
     source = padded(wide, place, -math.inf, whole=True)
-    wants_positions = call.outputs > 1
-    found = _MAXIMA[rank - 1](source, place.kernel, place.strides, 0, place.dilations, False, wants_positions)
-    if not wants_positions:
+    pool: Any = _MAXIMA[rank - 1]
+    if call.outputs < 2:
+        found: Tensor = pool(source, place.kernel, place.strides, 0, place.dilations)
         return found.to(dtype)
-    largest, flat = found
+    largest, flat = pool(source, place.kernel, place.strides, 0, place.dilations, return_indices=True)
     return largest.to(dtype), _positions(flat, x, source, place, columns_first=bool(call.get("storage_order", 0)))
 
 
 def _positions(flat: Tensor, x: Tensor, source: Tensor, place: Windows, *, columns_first: bool) -> Tensor:
     """Return positions in the padded images as positions in the whole tensor without padding."""
     space = x.shape[2:]
-    coordinates = []
+    coordinates: list[Tensor] = []
     for axis in reversed(range(len(space))):
         coordinates.insert(0, flat % source.shape[axis + 2] - place.before[axis])
         flat = flat // source.shape[axis + 2]
@@ -71,8 +72,6 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
 
 def _rest(place: Windows) -> Windows:
     """Return the same windows over a tensor whose padding is written out."""
-    from dataclasses import replace
-
     nothing = tuple(0 for _ in place.kernel)
     return replace(place, before=nothing, after=nothing)
 
@@ -81,9 +80,13 @@ def _sums(x: Tensor, place: Windows) -> Tensor:
     """Return the sum of every window of `[N, C, *space]`, whose size the windows cover exactly."""
     rank = len(place.kernel)
     if all(step == 1 for step in place.dilations) and rank <= 3:
-        options = {} if rank == 1 else {"divisor_override": 1}
-        total = _AVERAGES[rank - 1](x, place.kernel, place.strides, **options)
-        return total * place.kernel[0] if rank == 1 else total
+        pool: Any = _AVERAGES[rank - 1]
+        total: Tensor
+        if rank == 1:
+            total = pool(x, place.kernel, place.strides) * place.kernel[0]
+        else:
+            total = pool(x, place.kernel, place.strides, divisor_override=1)
+        return total
     return _views(x, place).sum(dim=tuple(range(-rank, 0)))
 
 
@@ -144,4 +147,4 @@ def max_unpool(call: Call, x: Tensor, positions: Tensor, output_shape: Tensor | 
         return result
     # Positions count in the inferred shape; a larger one leaves zeros behind.
     more = [wanted - present for wanted, present in zip(integers(output_shape), shape, strict=True)]
-    return F.pad(result, [count for extra in reversed(more) for count in (0, extra)])
+    return functional.pad(result, [count for extra in reversed(more) for count in (0, extra)])

@@ -97,7 +97,7 @@ def qlinear_conv(
 
 @operator("QLinearMatMul")
 def qlinear_matmul(
-    call: Call,
+    _call: Call,
     a: Tensor,
     a_scale: Tensor,
     a_zero_point: Tensor,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.exceptions import ModelError
 from lowbit.interpreter.registry import operator
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
     from lowbit.interpreter.registry import Call
 
-__all__ = ["Cell", "Direction", "activations_of", "lstm_cell", "unrolled"]
+__all__ = ["lstm_layer"]
 
 Activation = Callable[["Tensor"], "Tensor"]
-Cell = Callable[["Direction", "Tensor", tuple["Tensor", ...]], tuple["Tensor", ...]]
+Product = Callable[["Tensor", "Tensor"], "Tensor"]
+"""From `[..., n]` and a weight `[m, n]` to `[..., m]`."""
+
+_Cell = Callable[["_Direction", "Tensor", tuple["Tensor", ...]], tuple["Tensor", ...]]
 """One step: from the direction, the input's share `[batch, gates]` and the states to the new states."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Direction:
+class _Direction:
     """What one direction of a layer computes with.
 
     Attributes:
@@ -35,6 +38,7 @@ class Direction:
         rb: Bias of the recurrence, `[gates · hidden]`.
         p: Peepholes `[3 · hidden]`, if any.
         activations: Activation functions, in the specification's order.
+        product: Multiplies by a weight.
         call: The node.
     """
 
@@ -44,6 +48,7 @@ class Direction:
     rb: Tensor
     p: Tensor | None
     activations: tuple[Activation, ...]
+    product: Product
     call: Call
 
     def clipped(self, x: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def _activation(name: str, alpha: float, beta: float) -> Activation:
         "relu": torch.relu,
         "tanh": torch.tanh,
         "sigmoid": torch.sigmoid,
-        "softsign": F.softsign,
+        "softsign": functional.softsign,
         "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
         "affine": lambda x: alpha * x + beta,
         "leakyrelu": lambda x: torch.where(x >= 0, x, alpha * x),
@@ -82,7 +87,7 @@ def _activation(name: str, alpha: float, beta: float) -> Activation:
     return table[name]
 
 
-def activations_of(call: Call, defaults: list[str], directions: int) -> list[tuple[Activation, ...]]:
+def _activations(call: Call, defaults: list[str], directions: int) -> list[tuple[Activation, ...]]:
     """Return every direction's activation functions; alphas and betas go to those that read some, in order."""
     names = [str(name).lower() for name in call.get("activations") or defaults * directions]
     alphas, betas = list(call.get("activation_alpha") or []), list(call.get("activation_beta") or [])
@@ -96,11 +101,11 @@ def activations_of(call: Call, defaults: list[str], directions: int) -> list[tup
     return [tuple(functions[index * count : (index + 1) * count]) for index in range(directions)]
 
 
-def lstm_cell(direction: Direction, given: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _lstm_cell(direction: _Direction, given: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Make one step of an LSTM (Hochreiter and Schmidhuber 1997; peepholes: Gers and Schmidhuber 2000)."""
     h, c = states
     f, g, last = direction.activations
-    i, o, forget, cell = (given + h @ direction.r.t() + direction.rb).chunk(4, dim=1)
+    i, o, forget, cell = (given + direction.product(h, direction.r) + direction.rb).chunk(4, dim=1)
     if direction.p is not None:
         p_i, p_o, p_f = direction.p.chunk(3)
         i, forget = i + p_i * c, forget + p_f * c
@@ -112,34 +117,34 @@ def lstm_cell(direction: Direction, given: Tensor, states: tuple[Tensor, ...]) -
     return f(direction.clipped(o)) * last(direction.clipped(new) if direction.call.get("clip", 0.0) else new), new
 
 
-def _gru_cell(direction: Direction, given: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _gru_cell(direction: _Direction, given: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Make one step of a gated recurrent unit (Cho et al. 2014)."""
     (h,) = states
     f, g = direction.activations
     hidden = h.shape[1]
     gates, rest = direction.r[: 2 * hidden], direction.r[2 * hidden :]
-    z, r = (given[:, : 2 * hidden] + h @ gates.t() + direction.rb[: 2 * hidden]).chunk(2, dim=1)
+    z, r = (given[:, : 2 * hidden] + direction.product(h, gates) + direction.rb[: 2 * hidden]).chunk(2, dim=1)
     update, reset = f(direction.clipped(z)), f(direction.clipped(r))
     if direction.call.get("linear_before_reset", 0):
-        recurrent = reset * (h @ rest.t() + direction.rb[2 * hidden :])
+        recurrent = reset * (direction.product(h, rest) + direction.rb[2 * hidden :])
     else:
-        recurrent = (reset * h) @ rest.t() + direction.rb[2 * hidden :]
+        recurrent = direction.product(reset * h, rest) + direction.rb[2 * hidden :]
     candidate = g(direction.clipped(given[:, 2 * hidden :] + recurrent))
     return ((1 - update) * candidate + update * h,)
 
 
-def _rnn_cell(direction: Direction, given: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _rnn_cell(direction: _Direction, given: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Make one step of a simple recurrent layer (Elman 1990)."""
     (h,) = states
     (f,) = direction.activations
-    return (f(direction.clipped(given + h @ direction.r.t() + direction.rb)),)
+    return (f(direction.clipped(given + direction.product(h, direction.r) + direction.rb)),)
 
 
-def unrolled(
+def _unrolled(
     call: Call,
-    cell: Cell,
+    cell: _Cell,
     x: Tensor,
-    directions: list[Direction],
+    directions: list[_Direction],
     lengths: Tensor | None,
     states: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
@@ -164,7 +169,7 @@ def unrolled(
     outputs, ends = [], []
     for index, direction in enumerate(directions):
         current = tuple(state[index] for state in states)
-        shares = x @ direction.w.t() + direction.wb
+        shares = direction.product(x, direction.w) + direction.wb
         hidden: list[Tensor] = [x.new_zeros(0)] * x.shape[0]
         backwards = way == "reverse" or index == 1
         for step in reversed(range(x.shape[0])) if backwards else range(x.shape[0]):
@@ -186,11 +191,12 @@ def unrolled(
 
 def _layer(
     call: Call,
-    cell: Cell,
+    cell: _Cell,
     defaults: list[str],
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
     states: tuple[Tensor | None, ...],
     p: Tensor | None = None,
+    product: Product = functional.linear,
 ) -> tuple[Tensor, ...]:
     x, w, r, b, lengths = tensors
     count, hidden = w.shape[0], r.shape[2]
@@ -198,20 +204,53 @@ def _layer(
     shape = (batch, count, hidden) if call.get("layout", 0) else (count, batch, hidden)
     first = tuple(x.new_zeros(shape) if state is None else state for state in states)
     bias = x.new_zeros(count, 2 * w.shape[1]) if b is None else b
-    functions = activations_of(call, defaults, count)
+    functions = _activations(call, defaults, count)
     directions = [
-        Direction(
+        _Direction(
             w=w[index],
             r=r[index],
             wb=bias[index, : w.shape[1]],
             rb=bias[index, w.shape[1] :],
             p=None if p is None else p[index],
             activations=functions[index],
+            product=product,
             call=call,
         )
         for index in range(count)
     ]
-    return unrolled(call, cell, x, directions, lengths, first)
+    return _unrolled(call, cell, x, directions, lengths, first)
+
+
+def lstm_layer(
+    call: Call,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    p: Tensor | None,
+    product: Product = functional.linear,
+) -> tuple[Tensor, ...]:
+    """Run an LSTM layer.
+
+    Args:
+        call: The node.
+        x: As the specification's `X`; the following likewise, in its order.
+        w: `W`.
+        r: `R`.
+        b: `B`.
+        lengths: `sequence_lens`.
+        h: `initial_h`.
+        c: `initial_c`.
+        p: `P`.
+        product: Multiplies by a weight.
+
+    Returns:
+        All hidden states, the last one, the last cell.
+    """
+    return _layer(call, _lstm_cell, ["sigmoid", "tanh", "tanh"], (x, w, r, b, lengths), (h, c), p, product)
 
 
 @operator("LSTM")
@@ -227,7 +266,7 @@ def lstm(
     p: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Run an LSTM layer: all hidden states, the last one, the last cell."""
-    return _layer(call, lstm_cell, ["sigmoid", "tanh", "tanh"], (x, w, r, b, lengths), (h, c), p)
+    return lstm_layer(call, x, w, r, b, lengths, h, c, p)
 
 
 @operator("GRU")

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.interpreter.operators.shapes import integers
 from lowbit.interpreter.registry import operator
@@ -25,7 +25,7 @@ _SAMPLING = {"linear": "bilinear", "cubic": "bicubic"}
 def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
     """Sample an image, or a volume, at the places of a grid (Jaderberg et al. 2015)."""
     mode = call.get("mode", "linear")
-    return F.grid_sample(
+    return functional.grid_sample(
         x,
         grid.to(x.dtype),
         mode=_SAMPLING.get(mode, mode),
@@ -37,7 +37,7 @@ def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
 @operator("AffineGrid")
 def affine_grid(call: Call, theta: Tensor, size: Tensor) -> Tensor:
     """Return the grid of an affine map."""
-    return F.affine_grid(theta, integers(size), align_corners=bool(call.get("align_corners", 0)))
+    return functional.affine_grid(theta, integers(size), align_corners=bool(call.get("align_corners", 0)))
 
 
 @operator("RoiAlign")
