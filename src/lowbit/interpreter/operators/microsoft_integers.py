@@ -100,13 +100,16 @@ def qlinear_softmax(
     call: Call, x: Tensor, x_scale: Tensor, x_zero: Tensor | None, y_scale: Tensor, y_zero: Tensor | None = None
 ) -> Tensor:
     """Take the Softmax of codes; before operator set 13, over all axes from one on."""
-    real = _real(x, x_scale, x_zero)
+    real = _real(x, x_scale, x_zero).to(torch.float64)
     axis = call.get("axis", -1) % x.ndim
     if call.get("opset", 13) < 13:
         y = torch.softmax(real.flatten(axis), dim=-1).reshape(x.shape)
     else:
         y = torch.softmax(real, dim=axis)
-    return _coded(y, y_scale, y_zero, x.dtype)
+    # NOTE: The engine multiplies by the reciprocal of the scale, cut to a whole number: 254 for a scale of 1/255, which is
+    # a little more than that in float32.
+    steps = torch.floor(torch.ones((), device=x.device) / y_scale)
+    return requantized(torch.ones_like(y), (y * steps).to(torch.float32), y_zero, x.dtype)
 
 
 @operator("QLinearGlobalAveragePool", domain=_DOMAIN)
@@ -248,7 +251,7 @@ def dynamic_quantize_lstm(
     r_scale: Tensor,
     r_zero: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Run an LSTM whose weights are codes `[directions, input, 4 · hidden]` and whose inputs are rounded in their range."""
+    """Run an LSTM on codes: weights `[directions, input, 4 · hidden]`; inputs and states are rounded as they come."""
 
     def real(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         scale, zero = (value.reshape(codes.shape[0], 1, -1) for value in (scale, zero))
