@@ -4,8 +4,8 @@ An engine does not compute a DequantizeLinear, a Conv and a QuantizeLinear one a
 in int32, adds the bias's codes, and rounds once. In real numbers that is the same; in floating point a sum that lies half a
 step between two codes may fall to either side, and what follows carries that on. The rules here are those of ONNX
 Runtime's CPU provider (`docs/engines.md`): 8 bits, one reader, a scale for the whole activation, and activation functions
-only where the codes clip in the same way. Operators whose result stays in floating point are left as they are: nothing is
-rounded there.
+only where the codes clip in the same way. Matrix products whose result stays in floating point are summed up in integers
+too; other operators with such a result are left as they are.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ def with_integer_kernels(model: str | Path | onnx.ModelProto | ir.Model) -> ir.M
     for node in list(result.graph):
         if node.op_type == "QuantizeLinear" and node.domain == "":
             _rewrite(result.graph, node, version)
+    for node in list(result.graph):
+        if node.op_type in {"MatMul", "Gemm"} and node.domain == "":
+            made = _real_product(result.graph, node)
+            if made is not None:
+                _replace(result.graph, node, made)
     for node in reversed(list(result.graph)):
         if node.op_type == "DequantizeLinear" and not _read(node.outputs[0]):
             result.graph.remove(node, safe=True)
@@ -73,12 +78,18 @@ def _rewrite(graph: ir.Graph, quantize: ir.Node, version: int) -> None:
     made = match(graph, node, (scale, zero_point), version) if match is not None else None
     if made is None:
         return
-    made.outputs[0].name = quantize.outputs[0].name
-    made.outputs[0].dtype = zero_point.dtype
-    graph.insert_before(quantize, made)
-    quantize.outputs[0].replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
-    for dead in (quantize, *chain):
-        graph.remove(dead, safe=True)
+    _replace(graph, quantize, made)
+    for dead in chain:
+        if not _read(dead.outputs[0]):
+            graph.remove(dead, safe=True)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
+    old, new = node.outputs[0], made.outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    graph.insert_before(node, made)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
 
 
 def _chain(quantize: ir.Node, zero_point: ir.Value) -> list[ir.Node]:
@@ -165,10 +176,22 @@ def _sum(graph: ir.Graph, node: ir.Node, result: tuple[ir.Value, ir.Value], vers
             continue
         bias = _bias(other)
         product = _matrix_product(graph, source, result, version)
-        if bias is None or product is None or len(source.outputs[0].uses()) != 1:
+        # The engine makes a Gemm of both only where it knows that they are matrices.
+        if bias is None or product is None or value is None or len(value.uses()) != 1 or not _is_matrix(source):
             return None
         return ir.Node(_DOMAIN, "QGemm", [*product.inputs[:6], bias, *result])
     return _binary(graph, node, result, version)
+
+
+def _real_product(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
+    """Return a product of matrices of codes whose result is real."""
+    a, b = _codes(graph, node.inputs[0]), _codes(graph, node.inputs[1], scalar=False)
+    if a is None or b is None:
+        return None
+    if node.op_type == "MatMul":
+        return ir.Node(_DOMAIN, "MatMulIntegerToFloat", [a[0], b[0], a[1], b[1], a[2], b[2]])
+    made = _gemm(graph, node, (a[1], a[2]), 0)
+    return None if made is None else ir.Node(_DOMAIN, "QGemm", made.inputs[:7], list(made.attributes.values()))
 
 
 def _binary(graph: ir.Graph, node: ir.Node, result: tuple[ir.Value, ir.Value], _version: int) -> ir.Node | None:
@@ -263,6 +286,11 @@ def _constant(value: ir.Value) -> np.ndarray | None:
 def _is_scalar(value: ir.Value) -> bool:
     known = _constant(value)
     return known is not None and known.size == 1
+
+
+def _is_matrix(node: ir.Node) -> bool:
+    value = node.inputs[0]
+    return value is not None and value.shape is not None and value.shape.rank() == 2
 
 
 def _read(value: ir.Value) -> bool:

@@ -50,16 +50,19 @@ def qlinear_add(
 ) -> Tensor:
     """Add codes of two scales."""
     # All zero points are one constant in the engine's kernel, and rounding is of the code, not of the value: a tie goes
-    # to the even code.
+    # to the even code. Its order of fused multiplications decides which sums are ties.
     p, q = a_scale / c_scale, b_scale / c_scale
     zeros = [
-        torch.zeros((), device=a.device) if zero is None else zero.to(torch.float32)
-        for zero in (a_zero, b_zero, c_zero)
+        torch.zeros((), device=a.device) if zero is None else zero.to(torch.float32) for zero in (a_zero, b_zero, c_zero)
     ]
-    fixed = zeros[2] - (p * zeros[0] + q * zeros[1])
+    fixed = zeros[2] - _fused(zeros[0], p, q * zeros[1])
     low, high = bounds(a.dtype)
-    total = fixed + a.to(torch.float32) * p + b.to(torch.float32) * q
-    return torch.round(total).clamp(low, high).to(a.dtype)
+    return torch.round(_fused(a, p, _fused(b, q, fixed))).clamp(low, high).to(a.dtype)
+
+
+def _fused(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
+    """Return `x · factor + addend`, rounded once to float32."""
+    return (x.to(torch.float64) * factor.to(torch.float64) + addend.to(torch.float64)).to(torch.float32)
 
 
 @operator("QLinearMul", domain=_DOMAIN)
@@ -75,8 +78,11 @@ def qlinear_mul(
     c_zero: Tensor | None = None,
 ) -> Tensor:
     """Multiply codes."""
-    products = centred(a, a_zero, 0) * centred(b, b_zero, 0)
-    return requantized(products, a_scale * b_scale / c_scale, c_zero, a.dtype)
+    products = (centred(a, a_zero, 0) * centred(b, b_zero, 0)).to(torch.float32)
+    # As in the sum, the code is rounded, not the value.
+    code = products * (a_scale * b_scale / c_scale) + (0 if c_zero is None else c_zero.to(torch.float32))
+    low, high = bounds(a.dtype)
+    return torch.round(code).clamp(low, high).to(a.dtype)
 
 
 @operator("QLinearSigmoid", domain=_DOMAIN)
