@@ -13,6 +13,7 @@ from lowbit.exceptions import ModelError
 from lowbit.interpreter.attributes import bound, constant, plain, tensor
 from lowbit.interpreter.bodies import standard_body
 from lowbit.interpreter.dtypes import to_dtype
+from lowbit.interpreter.fusion import with_sections
 from lowbit.interpreter.islands import island
 from lowbit.interpreter.program import Block, Step
 from lowbit.interpreter.registry import Call, Function, find_operator
@@ -88,7 +89,7 @@ class Compiler:
             results=tuple(_result(value) for value in graph.outputs),
             captured=tuple(captured),
             constants=constants,
-            steps=tuple(steps),
+            steps=with_sections(steps, frozenset({*graph.initializers, *constants}), outputs),
         )
 
     def _initializers(self, graph: ir.Graph, scope: _Scope) -> dict[str, str]:

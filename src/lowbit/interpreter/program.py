@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lowbit.interpreter.batches import Section, applies, run_section
 from lowbit.interpreter.registry import Call, Function, Graph
 
 __all__ = ["Block", "Step", "run"]
@@ -48,7 +49,7 @@ class Block:
         results: Element type and shape of every output, see `Graph`.
         captured: Names that it takes from the graph around it.
         constants: Names of its constants and, of its own initializers, with the keys of the tensors that hold them.
-        steps: Nodes in the order in which they run.
+        steps: Nodes in the order in which they run; runs of convolutions put together.
     """
 
     inputs: tuple[str, ...]
@@ -56,7 +57,7 @@ class Block:
     results: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
     captured: tuple[str, ...]
     constants: Mapping[str, str]
-    steps: tuple[Step, ...]
+    steps: tuple[Step | Section, ...]
 
     def __deepcopy__(self, _memo: object) -> Block:
         return self  # It holds names and functions; the tensors are the module's.
@@ -77,19 +78,31 @@ def run(block: Block, values: dict[str, Any], tensors: Mapping[str, torch.Tensor
     for name, key in block.constants.items():
         values[name] = tensors[key]
     for step in block.steps:
-        inputs = [None if name is None else values[name] for name in step.inputs]
-        try:
-            produced = _computed(step, inputs, values, tensors, training=training)
-        except Exception as error:
-            call = step.calls[0]
-            error.add_note(f"in the node {step.name!r} ({call.op_type}), inputs {', '.join(map(_described, inputs))}")
-            raise
-        for name, value in zip(step.outputs, produced, strict=False):
-            if name:
-                values[name] = value
-        for name in step.done_with:
-            values.pop(name, None)
+        if not isinstance(step, Section):
+            _run_step(step, values, tensors, training=training)
+        elif not training and applies(step, values):
+            values.update(zip(step.outputs, run_section(step, values), strict=True))
+            for name in {name for inner in step.original for name in inner.done_with}:
+                values.pop(name, None)
+        else:
+            for inner in step.original:
+                _run_step(inner, values, tensors, training=training)
     return [values[name] for name in block.outputs]
+
+
+def _run_step(step: Step, values: dict[str, Any], tensors: Mapping[str, torch.Tensor], *, training: bool) -> None:
+    inputs = [None if name is None else values[name] for name in step.inputs]
+    try:
+        produced = _computed(step, inputs, values, tensors, training=training)
+    except Exception as error:
+        call = step.calls[0]
+        error.add_note(f"in the node {step.name!r} ({call.op_type}), inputs {', '.join(map(_described, inputs))}")
+        raise
+    for name, value in zip(step.outputs, produced, strict=False):
+        if name:
+            values[name] = value
+    for name in step.done_with:
+        values.pop(name, None)
 
 
 def _computed(

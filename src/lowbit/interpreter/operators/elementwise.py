@@ -128,13 +128,20 @@ def minimum(_call: Call, *inputs: Tensor) -> Tensor:
 @operator("Clip")
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Keep within bounds; where they cross, the higher one wins."""
-    values = to_ordered(x)
-    for own, name, function in ((low, "min", torch.maximum), (high, "max", torch.minimum)):
-        if own is not None:
-            values = function(values, to_ordered(own.to(x.dtype)).reshape(()))
-        elif call.get(name) is not None:
-            values = function(values, torch.tensor(call.get(name), dtype=x.dtype, device=x.device))
-    return from_ordered(values, x.dtype)
+    bounds = [
+        own.to(x.dtype).reshape(()) if own is not None else _bound(call, name, x)
+        for own, name in ((low, "min"), (high, "max"))
+    ]
+    if all(bound is None for bound in bounds):
+        return x
+    ordered = [None if bound is None else to_ordered(bound) for bound in bounds]
+    return from_ordered(torch.clamp(to_ordered(x), *ordered), x.dtype)
+
+
+def _bound(call: Call, name: str, x: Tensor) -> Tensor | None:
+    """Return a bound that is an attribute, as before operator set 11."""
+    value = call.get(name)
+    return None if value is None else torch.tensor(value, dtype=x.dtype, device=x.device)
 
 
 @operator("Det")
