@@ -36,6 +36,13 @@ def _coded(x: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dty
     return (torch.round((x / scale).clamp(low - zero, high - zero)) + zero).to(dtype)
 
 
+def _rounded(steps: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return codes of values in steps, as those kernels round that add the zero point first: ties go to even codes."""
+    low, high = bounds(dtype)
+    code = steps if zero_point is None else steps + zero_point.to(torch.float32)
+    return torch.round(code).clamp(low, high).to(dtype)
+
+
 @operator("QLinearAdd", domain=_DOMAIN)
 def qlinear_add(
     _call: Call,
@@ -79,10 +86,7 @@ def qlinear_mul(
 ) -> Tensor:
     """Multiply codes."""
     products = (centred(a, a_zero, 0) * centred(b, b_zero, 0)).to(torch.float32)
-    # As in the sum, the code is rounded, not the value.
-    code = products * (a_scale * b_scale / c_scale) + (0 if c_zero is None else c_zero.to(torch.float32))
-    low, high = bounds(a.dtype)
-    return torch.round(code).clamp(low, high).to(a.dtype)
+    return _rounded(products * (a_scale * b_scale / c_scale), c_zero, a.dtype)
 
 
 @operator("QLinearSigmoid", domain=_DOMAIN)
@@ -138,7 +142,7 @@ def qlinear_average_pool(
     """Average windows of codes."""
     last = bool(call.get("channels_last", 0))
     real = _real(x.movedim(-1, 1) if last else x, x_scale, x_zero)
-    codes = _coded(average_pool(call, real), y_scale, y_zero, x.dtype)
+    codes = _rounded(cast("Tensor", average_pool(call, real)) / y_scale, y_zero, x.dtype)
     return codes.movedim(1, -1) if last else codes
 
 
