@@ -1,0 +1,13 @@
+"""Any ONNX graph as a differentiable PyTorch module.
+
+`operators/` holds the operators, one family a file; `supported_operators()` lists them. May import from `graph` and
+`formats`, the sessions of `runtime`, and `lowbit.exceptions`.
+"""
+
+from __future__ import annotations
+
+from lowbit.interpreter.module import Interpreter, to_torch
+from lowbit.interpreter.parameters import with_parameters
+from lowbit.interpreter.registry import supported_operators
+
+__all__ = ["Interpreter", "supported_operators", "to_torch", "with_parameters"]
