@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lowbit.interpreter.batches import Convolution, Section
+from lowbit.interpreter.batches import Section
+from lowbit.interpreter.packing import Convolution
 
 if TYPE_CHECKING:
     from lowbit.interpreter.program import Step
