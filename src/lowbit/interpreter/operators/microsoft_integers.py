@@ -60,7 +60,8 @@ def qlinear_add(
     # to the even code. Its order of fused multiplications decides which sums are ties.
     p, q = a_scale / c_scale, b_scale / c_scale
     zeros = [
-        torch.zeros((), device=a.device) if zero is None else zero.to(torch.float32) for zero in (a_zero, b_zero, c_zero)
+        torch.zeros((), device=a.device) if zero is None else zero.to(torch.float32)
+        for zero in (a_zero, b_zero, c_zero)
     ]
     fixed = zeros[2] - _fused(zeros[0], p, q * zeros[1])
     low, high = bounds(a.dtype)
@@ -116,10 +117,12 @@ def qlinear_softmax(
         y = torch.softmax(real.flatten(axis), dim=-1).reshape(x.shape)
     else:
         y = torch.softmax(real, dim=axis)
-    # NOTE: The engine multiplies by the reciprocal of the scale, cut to a whole number: 254 for a scale of 1/255, which is
-    # a little more than that in float32.
-    steps = torch.floor(torch.ones((), device=x.device) / y_scale)
-    return requantized(torch.ones_like(y), (y * steps).to(torch.float32), y_zero, x.dtype)
+    # NOTE: The engine multiplies by the reciprocal of the scale, cut to a whole number: 254 for a scale of 1/255, which
+    # is a little more than that in float32. Halves go up. Its sum is in float32: one code in a million differs.
+    steps = torch.floor(torch.ones((), device=x.device) / y_scale).to(torch.float64)
+    low, high = bounds(x.dtype)
+    codes = torch.floor(y * steps + 0.5) + (0 if y_zero is None else y_zero.to(torch.float64))
+    return codes.clamp(low, high).to(x.dtype)
 
 
 @operator("QLinearGlobalAveragePool", domain=_DOMAIN)
