@@ -15,8 +15,7 @@ import torch
 from onnx import numpy_helper
 
 import lowbit
-from lowbit.interpreter import to_torch
-from lowbit.interpreter.integer_kernels import with_integer_kernels
+from lowbit.interpreter import to_torch, with_integer_kernels
 from lowbit.runtime.session import open_session
 
 Feeds = list[dict[str, np.ndarray]]

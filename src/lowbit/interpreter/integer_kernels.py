@@ -1,11 +1,11 @@
 """Q/DQ graphs as the engine runs them: what stands between codes becomes one operator on integers.
 
 An engine does not compute a DequantizeLinear, a Conv and a QuantizeLinear one after another. It adds up products of
-codes in int32, adds the bias's codes, and rounds once. In real numbers that is the same; in floating point a sum that lies
-half a step between two codes may fall to either side, and what follows carries that on. The rules here are those of ONNX
-Runtime's CPU provider (`docs/engines.md`): 8 bits, one reader, one scale for an activation, and activation functions only
-where the codes clip in the same way. Matrix products whose result stays in floating point are summed up in integers too;
-other operators with such a result are left as they are.
+codes in int32, adds the bias's codes, and rounds once. In real numbers that is the same; in floating point a sum that
+lies half a step between two codes may fall to either side, and what follows carries that on. The rules here are those
+of ONNX Runtime's CPU provider (`docs/engines.md`): 8 bits, one reader, one scale for an activation, and activation
+functions only where the codes clip in the same way. Matrix products whose result stays in floating point are summed
+up in integers too; other operators with such a result are left as they are.
 """
 
 from __future__ import annotations
