@@ -10,6 +10,7 @@ import torch
 
 from lowbit.exceptions import ModelError
 from lowbit.graph import infer_shapes, load_model
+from lowbit.interpreter.codes import as_declared
 from lowbit.interpreter.compiling import Compiler, initial_value
 from lowbit.interpreter.parameters import Slot, place, running_statistics
 from lowbit.interpreter.program import run
@@ -94,7 +95,8 @@ class Interpreter(torch.nn.Module):
                 if name not in self._optional:
                     raise ModelError(f"the input {name!r} is missing", remedy=f"give {', '.join(self.input_names)}")
                 values[name] = None
-        return tuple(run(self._block, values, tensors, training=self.training))
+        outputs = run(self._block, values, tensors, training=self.training)
+        return tuple(as_declared(value, kind) for value, (kind, _) in zip(outputs, self._block.results, strict=True))
 
     def initializers(self, model: ir.Model) -> dict[str, ir.Value]:
         """Return the initializers of the model that this module was made from, by their keys in the state."""
