@@ -107,7 +107,9 @@ EXPRESSIONS = {
         "t = Constant <value = int64[2, 4] {0, 1, 2, 0, 1, 1, 2, 0}> () w = Constant <value = double[3] {1, 2, 3}> ()"
         " h = Log (x) y = NegativeLogLikelihoodLoss <ignore_index = 2> (h, t, w)"
     ),
-    "ReverseSequence": "l = Constant <value_ints = [2, 3]> () y = ReverseSequence <batch_axis = 0, time_axis = 1> (x, l)",
+    "ReverseSequence": (
+        "l = Constant <value_ints = [2, 3]> () y = ReverseSequence <batch_axis = 0, time_axis = 1> (x, l)"
+    ),
     "SequenceMap": (
         "s = SplitToSequence <axis = 1> (x)"
         " m = SequenceMap <body = square (double[2, 1, 4] a) => (double[2, 1, 4] b) { b = Mul (a, a) }> (s)"

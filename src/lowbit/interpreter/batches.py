@@ -6,7 +6,6 @@ fresh pages from the system, and touching them costs more than some convolutions
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ import torch
 from lowbit.interpreter.packing import Convolution, Ready
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from lowbit.interpreter.program import Step
@@ -51,7 +52,7 @@ class Section:
 
 
 def applies(section: Section, values: Mapping[str, Any]) -> bool:
-    """Return whether a section can be run on these values: float32 on a processor, `[N, C, H, W]` all with the same N."""
+    """Return whether a section can be run on these values: float32 on the CPU, `[N, C, H, W]`, all of one N."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
         return False
     samples = [values[name] for name in section.batches]
@@ -89,7 +90,7 @@ def _run(section: Section, values: dict[str, Any], ready: Mapping[str, Ready]) -
     largest = 0
     for step, done in zip(section.steps, section.done_with, strict=True):
         if isinstance(step, Convolution):
-            output, result = step.output, step.compute(values[step.inputs[0]], ready[step.output])
+            output, result = step.output, step.compute(values[str(step.inputs[0])], ready[step.output])
         else:
             assert step.function is not None
             inputs = [None if name is None else values[name] for name in step.inputs]

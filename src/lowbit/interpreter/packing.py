@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,8 @@ from torch.nn import functional
 from lowbit.interpreter.windows import windows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import Tensor
 
     from lowbit.interpreter.registry import Call
@@ -66,7 +67,8 @@ class Convolution:
 
     def ready(self, values: Mapping[str, Any]) -> Ready:
         """Return weight, bias and activation; forget the packed weight if it is not that of before."""
-        w, b = (*(None if name is None else values[name] for name in self.inputs[1:]), None)[:2]
+        w = values[str(self.inputs[1])]
+        b = None if len(self.inputs) < 3 or self.inputs[2] is None else values[self.inputs[2]]
         # The counter does not see writes through `.data`; the sum sees all but those that leave it as it is.
         source = (w.data_ptr(), w.shape, 0 if w.is_inference() else w._version, w.sum().item())
         if source != self._source:
