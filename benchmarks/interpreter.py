@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ import torch
 from lowbit.graph import clean, load_model, serialize
 from lowbit.interpreter import to_torch
 from lowbit.runtime.session import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -36,7 +39,11 @@ def measure(model_path: Path, *, batch: int, threads: int, pairs: int) -> None:
     assert value.shape is not None
     shape = [size if isinstance(size, int) else batch for size in value.shape]
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    session, module, tensor = open_session(serialize(model), threads=threads), to_torch(model).eval(), torch.tensor(array)
+    session, module, tensor = (
+        open_session(serialize(model), threads=threads),
+        to_torch(model).eval(),
+        torch.tensor(array),
+    )
     feed = {str(value.name): array}
 
     def interpreted() -> tuple[torch.Tensor, ...]:
@@ -49,7 +56,7 @@ def measure(model_path: Path, *, batch: int, threads: int, pairs: int) -> None:
     times = [(seconds(interpreted), seconds(lambda: session.run(feed))) for _ in range(pairs)]
     ours, theirs = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
     low, middle, high = statistics.quantiles([one / other for one, other in times], n=4)
-    print(f"{model_path.name}, batch {batch}, {threads} threads, {pairs} pairs; largest difference {error:.1e} of the range")
+    print(f"{model_path.name}, batch {batch}, {threads} threads, {pairs} pairs; differs by {error:.1e} of the range")
     print(f"interpreter {ours:.1f} ms, ONNX Runtime {theirs:.1f} ms, ratio {middle:.2f} ({low:.2f} to {high:.2f})")
 
 

@@ -1,4 +1,4 @@
-"""The ONNX backend node tests: every case of every operator that occurs in neural networks, and a reason for each other.
+"""ONNX's backend node tests: every operator that occurs in neural networks; each exclusion has its reason.
 
 The judges are ONNX's own: models, inputs, outputs and tolerances come with the package.
 """

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+from lowbit.interpreter.integer_kernels import with_integer_kernels
 from lowbit.interpreter.module import Interpreter, to_torch
 from lowbit.interpreter.parameters import with_parameters
 from lowbit.interpreter.registry import supported_operators
 
-__all__ = ["Interpreter", "supported_operators", "to_torch", "with_parameters"]
+__all__ = ["Interpreter", "supported_operators", "to_torch", "with_integer_kernels", "with_parameters"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,6 +11,8 @@ from lowbit.exceptions import ModelError
 from lowbit.interpreter.dtypes import from_array
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import torch
 
 __all__ = ["bound", "constant", "plain", "tensor"]

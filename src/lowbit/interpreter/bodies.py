@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowbit.interpreter.registry import Call
 
 __all__ = ["resolved_proto", "standard_body"]
@@ -23,11 +24,11 @@ def standard_body(node: ir.Node, attributes: Sequence[ir.Attr], call: Call) -> i
         call: The node as the interpreter sees it.
     """
     try:
-        schema = onnx.defs.get_schema(call.op_type, call.version, call.domain)
+        schema: Any = onnx.defs.get_schema(call.op_type, call.version, call.domain)
     except onnx.defs.SchemaError:
         return None
     if schema.has_function:
-        return ir.from_proto(schema.function_body)
+        return ir.serde.deserialize_function(schema.function_body)
     if not schema.has_context_dependent_function:
         return None
     types = []
@@ -39,7 +40,7 @@ def standard_body(node: ir.Node, attributes: Sequence[ir.Attr], call: Call) -> i
     proto = resolved_proto(node, attributes)
     body = schema.get_context_dependent_function(proto.SerializeToString(), types)
     function = onnx.FunctionProto.FromString(body)
-    return ir.from_proto(function) if function.node else None
+    return ir.serde.deserialize_function(function) if function.node else None
 
 
 def resolved_proto(node: ir.Node, attributes: Sequence[ir.Attr]) -> onnx.NodeProto:

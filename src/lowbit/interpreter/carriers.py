@@ -33,7 +33,7 @@ _LOWEST = torch.iinfo(torch.int64).min
 def to_wide(x: Tensor) -> Tensor:
     """Return numbers in a type that has arithmetic; the same tensor where its own has.
 
-    Sums, differences and products of uint64 are right in int64, whose bits are the same; order is not, see `to_ordered`.
+    Sums, differences and products of uint64 are right in int64, which has the same bits; for order see `to_ordered`.
     """
     if x.dtype in FLOAT8:
         return x.to(torch.float32)

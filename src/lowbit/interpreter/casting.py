@@ -21,11 +21,12 @@ _FEW_BITS = {
     ir.DataType.INT2: (-2, 1),
     ir.DataType.UINT2: (0, 3),
 }
-_MANTISSA_BITS = {
-    torch.float8_e4m3fn: 3,
-    torch.float8_e4m3fnuz: 3,
-    torch.float8_e5m2: 2,
-    torch.float8_e5m2fnuz: 2,
+# Halfway from the largest value to what would be the next; a tie goes to the even one of them.
+_OVERFLOW = {
+    torch.float8_e4m3fn: 464.0,
+    torch.float8_e4m3fnuz: 248.0,
+    torch.float8_e5m2: 61440.0,
+    torch.float8_e5m2fnuz: 61440.0,
 }
 _E8M0_BIAS, _E8M0_NAN = 127, 255
 
@@ -66,7 +67,7 @@ def _few_bits(x: Tensor, low: int, high: int) -> Tensor:
 
 
 def _float4(x: Tensor) -> Tensor:
-    """Return the nearest of ±{0, 0.5, 1, 1.5, 2, 3, 4, 6}, halves to even; NaN becomes the zero that ml_dtypes makes it."""
+    """Return the nearest of ±{0, 0.5, 1, 1.5, 2, 3, 4, 6}, halves to even; for NaN, zero, as ml_dtypes does."""
     size = x.detach().abs()
     step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
     bounded = x.clamp(-6, 6)
@@ -79,7 +80,8 @@ def _float8(x: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:
     bounded = torch.where(torch.isnan(x), x, x.clamp(-limit, limit))
     if not saturate:
         # PyTorch's own conversion saturates for some of the types and not for others.
-        beyond = x.abs() >= limit * (1 + 2.0 ** -(_MANTISSA_BITS[dtype] + 1))
+        edge = _OVERFLOW[dtype]
+        beyond = x.abs() > edge if dtype == torch.float8_e4m3fn else x.abs() >= edge
         overflow = torch.inf if dtype == torch.float8_e5m2 else torch.nan
         bounded = torch.where(beyond, torch.sign(x) * overflow, bounded)
     return bounded.to(dtype)

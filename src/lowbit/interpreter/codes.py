@@ -14,7 +14,7 @@ import torch
 from lowbit.interpreter.dtypes import to_dtype
 from lowbit.interpreter.integers import along
 
-__all__ = ["FLOATS", "broadcast", "code_type", "dequantized", "limits", "quantized"]
+__all__ = ["FLOATS", "as_declared", "broadcast", "code_type", "dequantized", "limits", "quantized"]
 
 # Largest value of the small floating-point types that serve as codes.
 FLOATS = {
@@ -143,3 +143,12 @@ def dequantized(
     else:
         centred = codes.to(wide) if zero_point is None else codes.to(wide) - zero_point.to(wide)
     return (centred * scale.to(wide)).to(dtype)
+
+
+def as_declared(value: object, dtype: torch.dtype) -> object:
+    """Return an output of a graph; codes that travelled in floating point, for gradients, in their declared type."""
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    if is_float and not dtype.is_floating_point and not dtype.is_complex:
+        assert isinstance(value, torch.Tensor)
+        return value.detach().to(torch.int64).to(dtype)
+    return value

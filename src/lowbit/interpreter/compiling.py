@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -17,6 +16,9 @@ from lowbit.interpreter.fusion import with_sections
 from lowbit.interpreter.islands import island
 from lowbit.interpreter.program import Block, Step
 from lowbit.interpreter.registry import Call, Function, find_operator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Compiler", "initial_value"]
 
@@ -191,9 +193,9 @@ def initial_value(value: ir.Value) -> torch.Tensor:
 
 
 def _result(value: ir.Value) -> tuple[torch.dtype, tuple[int, ...]]:
-    known = value.dtype is not None and value.dtype != ir.DataType.STRING
+    known = value.dtype not in {None, ir.DataType.UNDEFINED, ir.DataType.STRING}
     shape = () if value.shape is None else tuple(size if isinstance(size, int) else 0 for size in value.shape)
-    return to_dtype(value.dtype) if known else torch.float32, shape
+    return to_dtype(int(value.dtype or 0)) if known else torch.float32, shape
 
 
 def _versions(imports: Mapping[str, int]) -> dict[str, int]:

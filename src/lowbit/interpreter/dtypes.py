@@ -1,7 +1,7 @@
 """ONNX element types as PyTorch knows them.
 
-PyTorch has no arithmetic for elements of less than eight bits. Integers of 4 and 2 bits are held one code an element, in
-int8 or uint8; floats of 4 and 6 bits as float32 values. `Call.types` tells them from the types they are held in.
+PyTorch has no arithmetic for elements of less than eight bits. Integers of 4 and 2 bits are held one code an element,
+in int8 or uint8; floats of 4 bits as float32 values. `Call.types` tells them from the types they are held in.
 """
 
 from __future__ import annotations
@@ -110,4 +110,5 @@ def to_array(tensor: torch.Tensor, element: ir.DataType | None = None) -> np.nda
     else:
         width = torch.uint8 if kept.element_size() == 1 else torch.uint16
         array = kept.view(width).numpy().view(np.dtype(getattr(ml_dtypes, name)))
-    return array if element is None else array.astype(element.numpy(), copy=False)
+    converted: np.ndarray = array if element is None else array.astype(element.numpy(), copy=False)
+    return converted

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lowbit.interpreter.batches import Convolution, Section
+from lowbit.interpreter.batches import Section
+from lowbit.interpreter.packing import Convolution
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowbit.interpreter.program import Step
 
 __all__ = ["with_sections"]
@@ -30,9 +32,7 @@ _SAMPLEWISE = _FUSED | {
 _BROADCAST = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
-def with_sections(
-    steps: Sequence[Step], fixed: frozenset[str], outputs: Sequence[str]
-) -> tuple[Step | Section, ...]:
+def with_sections(steps: Sequence[Step], fixed: frozenset[str], outputs: Sequence[str]) -> tuple[Step | Section, ...]:
     """Return nodes with their sections put together; each keeps the nodes it was made from.
 
     Args:
@@ -133,13 +133,9 @@ def _sources(
     return tuple(batches), tuple(name for name in others if name not in batches), tuple(broadcast)
 
 
-def _lifetimes(
-    steps: Sequence[Step | Convolution], names: set[str], wanted: set[str]
-) -> tuple[tuple[str, ...], ...]:
+def _lifetimes(steps: Sequence[Step | Convolution], names: set[str], wanted: set[str]) -> tuple[tuple[str, ...], ...]:
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
         extra = step.activation_inputs if isinstance(step, Convolution) else ()
         last.update((name, index) for name in (*step.inputs, *extra) if name in names and name not in wanted)
-    return tuple(
-        tuple(name for name, position in last.items() if position == index) for index in range(len(steps))
-    )
+    return tuple(tuple(name for name, position in last.items() if position == index) for index in range(len(steps)))

@@ -1,11 +1,11 @@
 """Q/DQ graphs as the engine runs them: what stands between codes becomes one operator on integers.
 
-An engine does not compute a DequantizeLinear, a Conv and a QuantizeLinear one after another. It adds up products of codes
-in int32, adds the bias's codes, and rounds once. In real numbers that is the same; in floating point a sum that lies half a
-step between two codes may fall to either side, and what follows carries that on. The rules here are those of ONNX
-Runtime's CPU provider (`docs/engines.md`): 8 bits, one reader, a scale for the whole activation, and activation functions
-only where the codes clip in the same way. Matrix products whose result stays in floating point are summed up in integers
-too; other operators with such a result are left as they are.
+An engine does not compute a DequantizeLinear, a Conv and a QuantizeLinear one after another. It adds up products of
+codes in int32, adds the bias's codes, and rounds once. In real numbers that is the same; in floating point a sum that
+lies half a step between two codes may fall to either side, and what follows carries that on. The rules here are those
+of ONNX Runtime's CPU provider (`docs/engines.md`): 8 bits, one reader, one scale for an activation, and activation
+functions only where the codes clip in the same way. Matrix products whose result stays in floating point are summed
+up in integers too; other operators with such a result are left as they are.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ _UNARY = {
 def with_integer_kernels(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
     """Return a Q/DQ model with the operators on integers that ONNX Runtime makes of it.
 
-    For `to_torch`: the result computes what the engine's kernels compute, rounding included, without gradients. It is no
-    artifact; some operators take shapes that only the interpreter knows.
+    For `to_torch`: the result computes what the engine's kernels compute, rounding included, without gradients.
 
     Args:
         model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; never changed.
@@ -93,7 +92,7 @@ def _replace(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
 
 
 def _chain(quantize: ir.Node, zero_point: ir.Value) -> list[ir.Node]:
-    """Return what stands in front of a QuantizeLinear: activation functions that its codes make needless, an operator."""
+    """Return what stands in front of a QuantizeLinear: functions that its codes make needless, then an operator."""
     chain: list[ir.Node] = []
     value = quantize.inputs[0]
     while value is not None:
@@ -145,9 +144,7 @@ def _convolution(graph: ir.Graph, node: ir.Node, result: tuple[ir.Value, ir.Valu
     return ir.Node("", "QLinearConv", inputs, list(node.attributes.values()))
 
 
-def _matrix_product(
-    graph: ir.Graph, node: ir.Node, result: tuple[ir.Value, ir.Value], _version: int
-) -> ir.Node | None:
+def _matrix_product(graph: ir.Graph, node: ir.Node, result: tuple[ir.Value, ir.Value], _version: int) -> ir.Node | None:
     a, b = _codes(graph, node.inputs[0]), _codes(graph, node.inputs[1], scalar=False)
     if a is None or b is None or a[0].dtype != result[1].dtype:
         return None
@@ -213,9 +210,7 @@ def _unary(graph: ir.Graph, node: ir.Node, result: tuple[ir.Value, ir.Value], ve
     return ir.Node(_DOMAIN, _UNARY[node.op_type], [*x, *result], attributes)
 
 
-def _concatenation(
-    graph: ir.Graph, node: ir.Node, result: tuple[ir.Value, ir.Value], _version: int
-) -> ir.Node | None:
+def _concatenation(graph: ir.Graph, node: ir.Node, result: tuple[ir.Value, ir.Value], _version: int) -> ir.Node | None:
     parts = [_codes(graph, value) for value in node.inputs]
     if any(part is None or part[0].dtype != result[1].dtype for part in parts):
         return None

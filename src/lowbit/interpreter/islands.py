@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import torch
 
 from lowbit.exceptions import ModelError
@@ -16,6 +14,10 @@ from lowbit.interpreter.dtypes import from_array, to_array
 from lowbit.runtime.session import Session, open_session
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
     from lowbit.interpreter.registry import Call, Function
 
 __all__ = ["island"]
@@ -72,4 +74,5 @@ def _model(template: onnx.NodeProto, arrays: dict[str, np.ndarray], call: Call) 
     if call.domain:
         opsets.append(onnx.helper.make_opsetid("", 21))
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return model.SerializeToString()
+    serialized: bytes = model.SerializeToString()
+    return serialized

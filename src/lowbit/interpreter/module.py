@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -10,25 +9,28 @@ import torch
 
 from lowbit.exceptions import ModelError
 from lowbit.graph import infer_shapes, load_model
+from lowbit.interpreter.codes import as_declared
 from lowbit.interpreter.compiling import Compiler, initial_value
 from lowbit.interpreter.parameters import Slot, place, running_statistics
 from lowbit.interpreter.program import run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
 
 __all__ = ["Interpreter", "to_torch"]
 
 
-class Interpreter(torch.nn.Module):
+class Interpreter(torch.nn.Module):  # type: ignore[misc]
     """An ONNX graph as a module: takes the graph's inputs in order, returns a tuple of its outputs in order.
 
-    Floating-point initializers are parameters, all others buffers, under the initializers' own names in `state_dict`; the
-    running statistics of batch normalizations are buffers too. An initializer inside a subgraph has its own name, or, if
-    another tensor has that, its path. Constants move with the module but are not part of its state.
+    Floating-point initializers are parameters, all others buffers, under the initializers' own names in `state_dict`;
+    the running statistics of batch normalizations are buffers too. An initializer inside a subgraph has its own name,
+    or, if another tensor has that, its path. Constants move with the module but are not part of its state.
 
-    In training (`train()`), Dropout drops and BatchNormalization uses the statistics of the batch and updates the running
-    ones, as PyTorch's own layers do; in evaluation every operator computes what its attributes say.
+    In training (`train()`), Dropout drops and BatchNormalization uses the statistics of the batch and updates the
+    running ones, as PyTorch's own layers do; in evaluation every operator computes what its attributes say.
 
     Attributes:
         input_names: Names of the graph's inputs that have no initializer.
@@ -43,9 +45,7 @@ class Interpreter(torch.nn.Module):
         self.input_names = tuple(str(value.name) for value in graph.inputs if value.name not in own)
         self.output_names = tuple(str(value.name) for value in graph.outputs)
         self._defaults = tuple(str(value.name) for value in graph.inputs if value.name in own)
-        self._optional = frozenset(
-            str(value.name) for value in graph.inputs if isinstance(value.type, ir.OptionalType)
-        )
+        self._optional = frozenset(str(value.name) for value in graph.inputs if isinstance(value.type, ir.OptionalType))
         compiler = Compiler(functions=model.functions, taken={*own})
         self._block = compiler.compile(model)
         self.islands = tuple(compiler.islands)
@@ -62,7 +62,7 @@ class Interpreter(torch.nn.Module):
         """Compute the outputs.
 
         Args:
-            *inputs: The graph's inputs, in order; tensors, lists of tensors for sequences, `None` for an empty optional.
+            *inputs: The graph's inputs, in order: tensors, lists of tensors, `None` for an empty optional.
             **named: Inputs by name, instead or besides; those that have an initializer as their default too.
 
         Returns:
@@ -94,7 +94,8 @@ class Interpreter(torch.nn.Module):
                 if name not in self._optional:
                     raise ModelError(f"the input {name!r} is missing", remedy=f"give {', '.join(self.input_names)}")
                 values[name] = None
-        return tuple(run(self._block, values, tensors, training=self.training))
+        outputs = run(self._block, values, tensors, training=self.training)
+        return tuple(as_declared(value, kind) for value, (kind, _) in zip(outputs, self._block.results, strict=True))
 
     def initializers(self, model: ir.Model) -> dict[str, ir.Value]:
         """Return the initializers of the model that this module was made from, by their keys in the state."""

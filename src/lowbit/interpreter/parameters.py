@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -13,6 +12,8 @@ from lowbit.graph import load_model
 from lowbit.interpreter.dtypes import to_array
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
 
     from lowbit.interpreter.module import Interpreter

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lowbit.interpreter.batches import Section, applies, run_section
 from lowbit.interpreter.registry import Call, Function, Graph
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Block", "Step", "run"]
 
@@ -98,9 +100,7 @@ def _run_step(step: Step, values: dict[str, Any], tensors: Mapping[str, torch.Te
         call = step.calls[0]
         error.add_note(f"in the node {step.name!r} ({call.op_type}), inputs {', '.join(map(_described, inputs))}")
         raise
-    for name, value in zip(step.outputs, produced, strict=False):
-        if name:
-            values[name] = value
+    values.update((name, value) for name, value in zip(step.outputs, produced, strict=False) if name)
     for name in step.done_with:
         values.pop(name, None)
 
@@ -120,17 +120,13 @@ def _computed(
         return run(step.body, given, tensors, training=training)
     call = step.calls[training]
     if step.graphs:
-        graphs = {
-            name: _subgraph(block, values, tensors, training=training) for name, block in step.graphs.items()
-        }
+        graphs = {name: _subgraph(block, values, tensors, training=training) for name, block in step.graphs.items()}
         call = replace(call, attributes={**call.attributes, **graphs})
     result = step.function(call, *inputs)
     return result if isinstance(result, tuple) else (result,)
 
 
-def _subgraph(
-    block: Block, outer: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, training: bool
-) -> Graph:
+def _subgraph(block: Block, outer: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, training: bool) -> Graph:
     captured = {name: outer[name] for name in block.captured}
 
     def compute(inputs: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.interpreter.registry import operator
 
@@ -45,7 +45,7 @@ def elu(call: Call, x: Tensor) -> Tensor:
 @operator("Celu")
 def celu(call: Call, x: Tensor) -> Tensor:
     """Continuously differentiable Elu."""
-    return F.celu(x, call.get("alpha", 1.0))
+    return functional.celu(x, call.get("alpha", 1.0))
 
 
 @operator("Selu")
@@ -101,7 +101,7 @@ def mish(_call: Call, x: Tensor) -> Tensor:
 @operator("Gelu", domain="com.microsoft")
 def gelu(call: Call, x: Tensor) -> Tensor:
     """Gaussian error linear unit, exact or by tanh."""
-    return F.gelu(x, approximate="tanh" if call.get("approximate", "none") == "tanh" else "none")
+    return functional.gelu(x, approximate="tanh" if call.get("approximate", "none") == "tanh" else "none")
 
 
 @operator("ThresholdedRelu")
@@ -121,11 +121,11 @@ def shrink(call: Call, x: Tensor) -> Tensor:
 def _flat(call: Call, x: Tensor, function: object) -> Tensor:
     """Apply along an axis; before operator set 13, over all axes from there on."""
     if call.version >= 13:
-        return function(x, dim=call.get("axis", -1))  # type: ignore[operator,no-any-return]
+        return function(x, dim=call.get("axis", -1))  # type: ignore[operator]
     axis = call.get("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
     rows = math.prod(x.shape[:axis])
-    return function(x.reshape(rows, -1), dim=-1).reshape(x.shape)  # type: ignore[operator,no-any-return]
+    return function(x.reshape(rows, -1), dim=-1).reshape(x.shape)  # type: ignore[operator]
 
 
 @operator("Softmax")

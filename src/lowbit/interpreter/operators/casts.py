@@ -29,10 +29,11 @@ def cast(call: Call, x: Tensor) -> Tensor:
 @operator("CastLike")
 def cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:
     """Change the element type to that of another tensor."""
-    declared = call.types[1]
+    declared = call.types[1] if len(call.types) > 1 else None
     # A module in another precision than the file's has tensors that differ from their declaration.
-    known = declared is not None and to_dtype(declared) == like.dtype
-    return _cast(call, x, declared if known else element_of(like.dtype))
+    if declared is None or to_dtype(declared) != like.dtype:
+        declared = element_of(like.dtype)
+    return _cast(call, x, declared)
 
 
 def _cast(call: Call, x: Tensor, code: int) -> Tensor:

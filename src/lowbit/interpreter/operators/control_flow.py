@@ -42,14 +42,15 @@ def loop(call: Call, trips: Tensor | None, condition: Tensor | None, *initial: A
     turn = 0
     while goes_on and (limit is None or turn < limit):
         number = torch.tensor(turn, dtype=torch.int64, device=device)
-        held, *results = body(number, torch.tensor(True, device=device), *carried)  # noqa: FBT003
+        held, *results = body(number, torch.tensor(True, device=device), *carried)
         goes_on = bool(held)
         carried = results[: len(initial)]
         for scan, element in zip(scans, results[len(initial) :], strict=True):
             scan.append(element)
         turn += 1
     stacked = [
-        torch.stack(scan) if scan else body.nothing(1 + len(initial) + index, device) for index, scan in enumerate(scans)
+        torch.stack(scan) if scan else body.nothing(1 + len(initial) + index, device)
+        for index, scan in enumerate(scans)
     ]
     return (*carried, *stacked)
 

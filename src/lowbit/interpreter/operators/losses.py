@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from lowbit.interpreter.registry import operator
 
@@ -21,7 +21,7 @@ def _negative_log_likelihood(call: Call, scores: Tensor, target: Tensor, weight:
     """Return the loss of log probabilities `[N, C, *space]` at the classes `[N, *space]`."""
     # -100 is what PyTorch ignores by itself; the standard ignores nothing by default.
     ignored = call.get("ignore_index", torch.iinfo(torch.int64).min)
-    return F.nll_loss(
+    return functional.nll_loss(
         scores, target.to(torch.int64), weight, ignore_index=ignored, reduction=call.get("reduction", "mean")
     )
 
@@ -33,9 +33,7 @@ def negative_log_likelihood(call: Call, scores: Tensor, target: Tensor, weight: 
 
 
 @operator("SoftmaxCrossEntropyLoss")
-def cross_entropy(
-    call: Call, scores: Tensor, target: Tensor, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def cross_entropy(call: Call, scores: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Loss of scores at the classes wanted, and the log probabilities."""
     logarithms = torch.log_softmax(scores, dim=1)
     return _negative_log_likelihood(call, logarithms, target, weight), logarithms

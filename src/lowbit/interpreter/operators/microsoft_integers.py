@@ -36,6 +36,13 @@ def _coded(x: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dty
     return (torch.round((x / scale).clamp(low - zero, high - zero)) + zero).to(dtype)
 
 
+def _type(zero_point: Tensor | None, codes: Tensor) -> torch.dtype:
+    """Return the type of an operator's result; codes that travel in floating point do not tell it themselves."""
+    if zero_point is not None:
+        return zero_point.dtype
+    return torch.uint8 if codes.is_floating_point() else codes.dtype
+
+
 def _rounded(steps: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return codes of values in steps, as those kernels round that add the zero point first: ties go to even codes."""
     low, high = bounds(dtype)
@@ -60,11 +67,12 @@ def qlinear_add(
     # to the even code. Its order of fused multiplications decides which sums are ties.
     p, q = a_scale / c_scale, b_scale / c_scale
     zeros = [
-        torch.zeros((), device=a.device) if zero is None else zero.to(torch.float32) for zero in (a_zero, b_zero, c_zero)
+        torch.zeros((), device=a.device) if zero is None else zero.to(torch.float32)
+        for zero in (a_zero, b_zero, c_zero)
     ]
     fixed = zeros[2] - _fused(zeros[0], p, q * zeros[1])
-    low, high = bounds(a.dtype)
-    return torch.round(_fused(a, p, _fused(b, q, fixed))).clamp(low, high).to(a.dtype)
+    low, high = bounds(_type(c_zero, a))
+    return torch.round(_fused(a, p, _fused(b, q, fixed))).clamp(low, high).to(_type(c_zero, a))
 
 
 def _fused(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
@@ -86,7 +94,7 @@ def qlinear_mul(
 ) -> Tensor:
     """Multiply codes."""
     products = (centred(a, a_zero, 0) * centred(b, b_zero, 0)).to(torch.float32)
-    return _rounded(products * (a_scale * b_scale / c_scale), c_zero, a.dtype)
+    return _rounded(products * (a_scale * b_scale / c_scale), c_zero, _type(c_zero, a))
 
 
 @operator("QLinearSigmoid", domain=_DOMAIN)
@@ -94,7 +102,7 @@ def qlinear_sigmoid(
     _call: Call, x: Tensor, x_scale: Tensor, x_zero: Tensor | None, y_scale: Tensor, y_zero: Tensor | None = None
 ) -> Tensor:
     """Take the sigmoid of codes."""
-    return _coded(torch.sigmoid(_real(x, x_scale, x_zero)), y_scale, y_zero, x.dtype)
+    return _coded(torch.sigmoid(_real(x, x_scale, x_zero)), y_scale, y_zero, _type(y_zero, x))
 
 
 @operator("QLinearLeakyRelu", domain=_DOMAIN)
@@ -102,7 +110,9 @@ def qlinear_leaky_relu(
     call: Call, x: Tensor, x_scale: Tensor, x_zero: Tensor | None, y_scale: Tensor, y_zero: Tensor | None = None
 ) -> Tensor:
     """Take the LeakyRelu of codes."""
-    return _coded(functional.leaky_relu(_real(x, x_scale, x_zero), call.get("alpha", 0.01)), y_scale, y_zero, x.dtype)
+    return _coded(
+        functional.leaky_relu(_real(x, x_scale, x_zero), call.get("alpha", 0.01)), y_scale, y_zero, _type(y_zero, x)
+    )
 
 
 @operator("QLinearSoftmax", domain=_DOMAIN)
@@ -116,10 +126,12 @@ def qlinear_softmax(
         y = torch.softmax(real.flatten(axis), dim=-1).reshape(x.shape)
     else:
         y = torch.softmax(real, dim=axis)
-    # NOTE: The engine multiplies by the reciprocal of the scale, cut to a whole number: 254 for a scale of 1/255, which is
-    # a little more than that in float32.
-    steps = torch.floor(torch.ones((), device=x.device) / y_scale)
-    return requantized(torch.ones_like(y), (y * steps).to(torch.float32), y_zero, x.dtype)
+    # NOTE: The engine multiplies by the reciprocal of the scale, cut to a whole number: 254 for a scale of 1/255, which
+    # is a little more than that in float32. Halves go up. Its sum is in float32: one code in a million differs.
+    steps = torch.floor(torch.ones((), device=x.device) / y_scale).to(torch.float64)
+    low, high = bounds(_type(y_zero, x))
+    codes = torch.floor(y * steps + 0.5) + (0 if y_zero is None else y_zero.to(torch.float64))
+    return codes.clamp(low, high).to(_type(y_zero, x))
 
 
 @operator("QLinearGlobalAveragePool", domain=_DOMAIN)
@@ -132,7 +144,7 @@ def qlinear_global_average_pool(
     for axis in dims:
         count *= x.shape[axis]
     sums = centred(x, x_zero, 0).sum(dim=dims, keepdim=True)
-    return requantized(sums, x_scale / (y_scale * count), y_zero, x.dtype)
+    return requantized(sums, x_scale / (y_scale * count), y_zero, _type(y_zero, x))
 
 
 @operator("QLinearAveragePool", domain=_DOMAIN)
@@ -142,7 +154,7 @@ def qlinear_average_pool(
     """Average windows of codes."""
     last = bool(call.get("channels_last", 0))
     real = _real(x.movedim(-1, 1) if last else x, x_scale, x_zero)
-    codes = _rounded(cast("Tensor", average_pool(call, real)) / y_scale, y_zero, x.dtype)
+    codes = _rounded(cast("Tensor", average_pool(call, real)) / y_scale, y_zero, _type(y_zero, x))
     return codes.movedim(1, -1) if last else codes
 
 
@@ -153,7 +165,7 @@ def qlinear_reduce_mean(
     """Average codes over axes."""
     dims = list(call.get("axes") or range(x.ndim))
     real = _real(x, x_scale, x_zero).mean(dim=dims, keepdim=bool(call.get("keepdims", 1)))
-    return _coded(real, y_scale, y_zero, x.dtype)
+    return _coded(real, y_scale, y_zero, _type(y_zero, x))
 
 
 @operator("QLinearConcat", domain=_DOMAIN)
@@ -216,7 +228,7 @@ def qgemm(
     factor = call.get("alpha", 1.0) * a_scale * b_scale
     if y_scale is None:
         return sums.to(torch.float32) * factor
-    return requantized(sums, factor / y_scale, y_zero, a.dtype if y_zero is None else y_zero.dtype)
+    return requantized(sums, factor / y_scale, y_zero, _type(y_zero, a))
 
 
 @operator("MatMulIntegerToFloat", domain=_DOMAIN)

@@ -43,8 +43,10 @@ def flatten(call: Call, x: Tensor) -> Tensor:
     """Make a matrix."""
     axis = call.get("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:axis]), -1) if x.numel() else x.reshape(
-        math.prod(x.shape[:axis]), math.prod(x.shape[axis:])
+    return (
+        x.reshape(math.prod(x.shape[:axis]), -1)
+        if x.numel()
+        else x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
     )
 
 
@@ -113,7 +115,7 @@ def slice_(
             stop = max(end + size, -1) if -size <= end < 0 else (-1 if end < -size else end)
             chosen = range(begin, stop, step)
         if step == 1:
-            x = x.narrow(axis, chosen.start if len(chosen) else 0, len(chosen))
+            x = x.narrow(axis, chosen.start if chosen else 0, len(chosen))
         else:
             x = x.index_select(axis, torch.tensor(list(chosen), dtype=torch.int64, device=x.device))
     return x

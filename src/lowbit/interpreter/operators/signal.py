@@ -77,9 +77,7 @@ def window(call: Call, size: Tensor) -> Tensor:
 
 
 @operator("MelWeightMatrix")
-def mel_weights(
-    call: Call, bins: Tensor, length: Tensor, rate: Tensor, lower: Tensor, upper: Tensor
-) -> Tensor:
+def mel_weights(call: Call, bins: Tensor, length: Tensor, rate: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Return the triangles that take a spectrum to the mel scale: `[length // 2 + 1, bins]`."""
     count, size = int(bins), int(length)
 
