@@ -97,6 +97,11 @@ class Interpreter(torch.nn.Module):  # type: ignore[misc]
         outputs = run(self._block, values, tensors, training=self.training)
         return tuple(as_declared(value, kind) for value, (kind, _) in zip(outputs, self._block.results, strict=True))
 
+    def extra_repr(self) -> str:
+        """Return what `print` shows: the interface, and what has no gradient."""
+        islands = f", without gradients: {', '.join(self.islands)}" if self.islands else ""
+        return f"({', '.join(self.input_names)}) -> ({', '.join(self.output_names)}){islands}"
+
     def initializers(self, model: ir.Model) -> dict[str, ir.Value]:
         """Return the initializers of the model that this module was made from, by their keys in the state."""
         compiler = Compiler(functions=model.functions, taken={*model.graph.initializers})
