@@ -23,7 +23,7 @@ STATIC = {"method": "static"}
 
 
 def _zoo() -> dict[str, Any]:
-    """Return the trained models of the end-to-end tests by the names of their files."""
+    """Return the trained models of the end-to-end tests, and two detectors, by the names of their files."""
     path = Path(__file__).parents[1] / "end_to_end" / "test_trained_models.py"
     spec = spec_from_file_location("trained_models", path)
     assert spec is not None
@@ -31,7 +31,24 @@ def _zoo() -> dict[str, Any]:
     module = module_from_spec(spec)
     sys.modules["trained_models"] = module
     spec.loader.exec_module(module)
-    return {Path(case.file).parts[-1]: case for case in module.CASES}
+    # Detectors: many branches that are joined; what they find is not looked at here.
+    more = [
+        ("fastestdet_coco.onnx", None, module.pictures("imagenet-sample-dev.zip", "input.1", 352, "nchw")),
+        ("models/ch_PP-OCRv4_det_infer.onnx", "rapidocr_onnxruntime", module.text_lines(160, 160)),
+    ]
+    found = [
+        module.Case(
+            file=file,
+            package=package,
+            feeds=feeds,
+            count=8,
+            decibel=0,
+            agreement=None,
+            integers=1,
+        )
+        for file, package, feeds in more
+    ]
+    return {Path(case.file).parts[-1]: case for case in [*module.CASES, *found]}
 
 
 ZOO = _zoo()
@@ -65,6 +82,8 @@ CASES = [
     Case(file="efficientnet_lite0.onnx", slow=True),
     Case(file="ch_ppocr_mobile_v2.0_cls_infer.onnx"),
     Case(file="ch_PP-OCRv4_rec_infer.onnx", samples=3, different=1e-4),
+    Case(file="fastestdet_coco.onnx", samples=4, slow=True),
+    Case(file="ch_PP-OCRv4_det_infer.onnx", samples=4, slow=True),
     Case(file="silero_vad.onnx", options={"method": "dynamic"}),
     Case(file="model.onnx", samples=8, different=0.05),
 ]

@@ -217,6 +217,7 @@ def test_islands_are_named_and_have_no_gradient() -> None:
         island (float[2] x) => (float[2] y) { [cut] y = ai.onnx.ml.Binarizer <threshold = 0.5> (x) }
     """)
     assert found.islands == ("cut (Binarizer)",)
+    assert "without gradients: cut (Binarizer)" in str(found)
     (y,) = found(torch.tensor([0.25, 0.75], requires_grad=True))
     assert y.tolist() == [0, 1]
     assert not y.requires_grad

@@ -40,6 +40,7 @@ def with_integer_kernels(model: str | Path | onnx.ModelProto | ir.Model) -> ir.M
     """Return a Q/DQ model with the operators on integers that ONNX Runtime makes of it.
 
     For `to_torch`: the result computes what the engine's kernels compute, rounding included, without gradients.
+    Products that saturate, where a processor has no instructions for them, are not imitated.
 
     Args:
         model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; never changed.

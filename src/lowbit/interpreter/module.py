@@ -11,7 +11,7 @@ from lowbit.exceptions import ModelError
 from lowbit.graph import infer_shapes, load_model
 from lowbit.interpreter.codes import as_declared
 from lowbit.interpreter.compiling import Compiler, initial_value
-from lowbit.interpreter.parameters import Slot, place, running_statistics
+from lowbit.interpreter.parameters import Slot, place, place_constant, running_statistics
 from lowbit.interpreter.program import run
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Interpreter(torch.nn.Module):  # type: ignore[misc]
             learned = tensor.is_floating_point() and _is_wide(value) and value.name not in statistics
             self._slots[key] = place(self, key, tensor, learned=learned)
         for key, tensor in compiler.constants.items():
-            self._slots[key] = place(self, key, tensor, learned=False, kept=False)
+            self._slots[key] = place_constant(self, key, tensor)
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Any, ...]:
         """Compute the outputs.
@@ -97,6 +97,11 @@ class Interpreter(torch.nn.Module):  # type: ignore[misc]
         outputs = run(self._block, values, tensors, training=self.training)
         return tuple(as_declared(value, kind) for value, (kind, _) in zip(outputs, self._block.results, strict=True))
 
+    def extra_repr(self) -> str:
+        """Return what `print` shows: the interface, and what has no gradient."""
+        islands = f", without gradients: {', '.join(self.islands)}" if self.islands else ""
+        return f"({', '.join(self.input_names)}) -> ({', '.join(self.output_names)}){islands}"
+
     def initializers(self, model: ir.Model) -> dict[str, ir.Value]:
         """Return the initializers of the model that this module was made from, by their keys in the state."""
         compiler = Compiler(functions=model.functions, taken={*model.graph.initializers})
@@ -113,6 +118,7 @@ def to_torch(model: str | Path | onnx.ModelProto | ir.Model) -> Interpreter:
     Returns:
         A module that takes the graph's inputs in order and returns a tuple of its outputs in order; on any device, with
         autograd through every differentiable operator. Quantize/dequantize pairs pass gradients straight through.
+        Weights in `Constant` nodes are constants; `lowbit.graph.clean` makes initializers of them, which learn.
 
     Raises:
         ModelError: The model cannot be read, or has element types that PyTorch does not have.

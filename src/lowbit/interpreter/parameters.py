@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from lowbit.interpreter.module import Interpreter
 
-__all__ = ["Slot", "place", "running_statistics", "with_parameters"]
+__all__ = ["Slot", "place", "place_constant", "running_statistics", "with_parameters"]
 
 Slot = tuple[torch.nn.Module, str]
 """A module and the name under which it holds a tensor."""
 
 
-def place(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, learned: bool, kept: bool = True) -> Slot:
+def place(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, learned: bool) -> Slot:
     """Store a tensor where PyTorch's own state dictionary has it under a name with dots: in a tree of modules.
 
     Args:
@@ -32,7 +32,6 @@ def place(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, learned: bo
         name: Any name.
         tensor: What to store.
         learned: As a parameter, with gradients, or as a buffer.
-        kept: Whether the state dictionary has it.
     """
     module = root
     *path, leaf = name.split(".")
@@ -46,9 +45,14 @@ def place(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, learned: bo
         module._parameters[leaf] = torch.nn.Parameter(tensor)
     else:
         module._buffers[leaf] = tensor
-        if not kept:
-            module._non_persistent_buffers_set.add(leaf)
     return module, leaf
+
+
+def place_constant(root: torch.nn.Module, key: str, tensor: torch.Tensor) -> Slot:
+    """Store a tensor that moves with the module and is not in its state dictionary."""
+    root._buffers[key] = tensor
+    root._non_persistent_buffers_set.add(key)
+    return root, key
 
 
 def running_statistics(model: ir.Model) -> set[str]:

@@ -103,4 +103,5 @@ def supported_operators() -> tuple[str, ...]:
     from lowbit.interpreter import operators
 
     operators.load()
-    return tuple(sorted(f"{domain}::{name}" if domain else name for domain, name in _TABLE))
+    # The compiler itself takes care of constants.
+    return tuple(sorted(["Constant", *(f"{domain}::{name}" if domain else name for domain, name in _TABLE)]))

@@ -114,7 +114,8 @@ def _lstm_cell(direction: _Direction, given: Tensor, states: tuple[Tensor, ...])
     new = keep * c + entry * g(direction.clipped(cell))
     if direction.p is not None:
         o = o + p_o * new
-    return f(direction.clipped(o)) * last(direction.clipped(new) if direction.call.get("clip", 0.0) else new), new
+    # NOTE: The engine clips what goes into the gates, not the cell that goes out; the specification can be read so.
+    return f(direction.clipped(o)) * last(new), new
 
 
 def _gru_cell(direction: _Direction, given: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
