@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lowbit.plan.plan import ActivationPlan, Plan, SitePlan
     from lowbit.targets import Target
 
-__all__ = ["Applied", "apply_plan"]
+__all__ = ["Applied", "apply_plan", "fills_depth"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,15 +215,20 @@ def _code_activations(
 def _fill_depth(editor: Editor, site: Site, coded: dict[ir.Value, ActivationPlan], multiple: int) -> None:
     """Pad the channels of a first layer where its integer kernel is faster so."""
     read = site.node.inputs[0]
-    if site.op_type != "Conv" or site.attribute("group", 1) != 1 or read not in coded:
-        return
-    shape = site.weight_array().shape
-    channels = padded_channels(shape, multiple)
-    # Deep layers have full groups anyway; one that has not would pay more for the copy than it gains.
-    if channels == shape[1] or shape[1] > _ENTRY_CHANNELS:
+    if read not in coded or not fills_depth(site, multiple):
         return
     assert read is not None
+    channels = padded_channels(site.weight_array().shape, multiple)
     coded[read_padded(editor, site.node, channels)] = coded[read]
+
+
+def fills_depth(site: Site, multiple: int) -> bool:
+    """Whether a site's input and weight get channels of zeros in an artifact for a target with this `depth_multiple`."""
+    if site.op_type != "Conv" or site.attribute("group", 1) != 1:
+        return False
+    shape = site.weight_array().shape
+    # Deep layers have full groups anyway; one that has not would pay more for the copy than it gains.
+    return padded_channels(shape, multiple) != shape[1] and shape[1] <= _ENTRY_CHANNELS
 
 
 # What counts as an image: one to four channels.

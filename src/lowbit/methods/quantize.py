@@ -162,7 +162,7 @@ def quantize(
         TargetError: The target is unknown.
         EngineError: The engine does not run the float model.
     """
-    settings = _recipe(recipe, options)
+    settings = _recipe(recipe, options).resolved()
     if settings.target == FASTEST_HERE:
         if plan is not None:
             raise RecipeError(
@@ -261,6 +261,7 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Pre
     automatic = work.recipe.method == "auto" and not _spelled_out(work.recipe, work.target)
     budget, calibration = _budget(work, automatic=automatic)
     source = _planner(work, budget, automatic=automatic)
+    learned = False
     for recipe, caution in _attempts(work.recipe, automatic=automatic):
         if caution == _CAUTION[0] and recipe is work.recipe and source.decision is not None:
             decision = source.decision
@@ -274,6 +275,8 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Pre
         tried.add(signature)
         calibration = _calibrated(work, decision, calibration)
         plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
+        if work.recipe.rounding == "learned" and not learned:
+            plan, learned = _learned(work, plan), True
         plan = dataclasses.replace(plan, warnings=(*plan.warnings, *source.warnings, *refusals[-1:]))
         if budget is not None:
             plan = dataclasses.replace(plan, warnings=(*plan.warnings, *budget.warnings))
@@ -578,6 +581,27 @@ def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> C
             centred=work.recipe.bias_correction,
         )
     return dataclasses.replace(found, roundings=chosen)
+
+
+def _learned(work: _Work, plan: Plan) -> Plan:
+    """Learn what restores the float outputs; the plan then holds it."""
+    if work.calibration_data is None:
+        missing = "nothing was learned, because there are no calibration data: give --data"
+        return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
+    # PyTorch takes a second to load, and nothing else needs it.
+    from lowbit.methods.reconstruct import reconstruct
+
+    with work.stages("Learn block by block", None) as advance:
+        return reconstruct(
+            work.model,
+            work.sites,
+            plan,
+            work.target,
+            work.calibration_data,
+            seconds=work.recipe.time,
+            seed=work.recipe.seed,
+            advance=advance,
+        ).plan
 
 
 def _checkpoint(work: _Work, watch: Watch) -> Checkpoint | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.exceptions import RecipeError
 from lowbit.formats import (
     Format,
     Parameters,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from lowbit.rounding import RangeMethod
     from lowbit.targets import Target
 
-__all__ = ["AppliedWeight", "WeightEncoder"]
+__all__ = ["AppliedWeight", "WeightEncoder", "input_mean"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,6 +106,7 @@ class WeightEncoder:
             input_scale=tensor.scale,
             method=self.method,
             by_tap=self.target.pairs == "tap",
+            scale=unpack_floats(entry.scale) if entry.scale is not None else None,
         )
         encoded = rerounded(site, encoded, entry.rounding)
         self._remember(site, encoded)
@@ -125,7 +127,7 @@ class WeightEncoder:
             )
             self._shared[key] = (decoded, encoded)
         # Before the site's weight becomes the decoded one, of which nothing is lost any more.
-        bias = corrected_bias(site, encoded, _input_mean(site, entry))
+        bias = _bias(site, encoded, entry)
         if bias is not None and self.target.float_bias:
             self._float_bias(site, bias)
         elif bias is not None:
@@ -248,7 +250,7 @@ class WeightEncoder:
         assert weight is not None
         assert site.weight_index is not None
         name = weight.name or "weight"
-        mean = _input_mean(site, entry)
+        mean = input_mean(site, entry)
         if mean is not None:
             bias = corrected_bias(site, encoded, mean)
             assert bias is not None
@@ -293,7 +295,20 @@ class WeightEncoder:
         )
 
 
-def _input_mean(site: Site, entry: SitePlan) -> NDArray[np.float32] | None:
+def _bias(site: Site, encoded: EncodedWeight, entry: SitePlan) -> NDArray[np.float32] | None:
+    """Return the bias of a site: learned, corrected or its own; `None` if there is none."""
+    if entry.bias is None:
+        return corrected_bias(site, encoded, input_mean(site, entry))
+    bias = unpack_floats(entry.bias)
+    if site.bias is None or site.bias.const_value is None or bias.size != site.bias.const_value.size:
+        raise RecipeError(
+            f"the plan has a bias of {bias.size} numbers for {site.path!r}, which does not fit",
+            remedy="make the plan again with --save-plan",
+        )
+    return bias
+
+
+def input_mean(site: Site, entry: SitePlan) -> NDArray[np.float32] | None:
     """Return the mean of every channel that a site reads, where calibration has measured it."""
     if not entry.input_mean:
         return None

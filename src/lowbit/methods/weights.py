@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ def encode_weight(
     input_scale: float | None = None,
     method: RangeMethod = "minmax",
     by_tap: bool = False,
+    scale: NDArray[np.float32] | None = None,
 ) -> EncodedWeight:
     """Encode the weight of a Conv, MatMul or Gemm.
 
@@ -76,12 +78,19 @@ def encode_weight(
             no integer bias.
         method: How the weights' ranges are chosen.
         by_tap: Whether a convolution's kernel starts a new pair at every kernel position; see `lowbit.targets.Target`.
+        scale: Scales of a symmetric format, in place of those that follow from the range; any shape of their number.
+
+    Raises:
+        RecipeError: The scales are not as many as the format has.
     """
     weight = site.weight_array()
     axis = channel_axis(site)
     fmt, notes = _placed(fmt, weight.shape, axis)
-    low, high = weight_range(weight, fmt, method)
-    parameters = choose_parameters(low, high, fmt)
+    if scale is None:
+        low, high = weight_range(weight, fmt, method)
+        parameters = choose_parameters(low, high, fmt)
+    else:
+        parameters = _given_parameters(scale, fmt, weight.shape, site.path)
     if input_scale is not None and site.bias is not None:
         parameters, note = _room_for_bias(parameters, site, input_scale, fmt)
         notes += note
@@ -224,6 +233,18 @@ def _placed(fmt: Format, shape: tuple[int, ...], axis: int) -> tuple[Format, tup
             note = f"per channel instead of blocks of {size}: the summed axis of {list(shape)} does not divide"
             return Format(fmt.element, PerChannel(axis), fmt.symmetric, fmt.narrow), (note,)
     return Format(fmt.element, PerChannel(axis), fmt.symmetric, fmt.narrow), ()
+
+
+def _given_parameters(scale: NDArray[np.float32], fmt: Format, shape: tuple[int, ...], path: str) -> Parameters:
+    wanted = fmt.granularity.scale_shape(shape)
+    if scale.size != math.prod(wanted) or not (np.isfinite(scale) & (scale > 0)).all():
+        raise RecipeError(
+            f"the plan has {scale.size} weight scales for {path!r}",
+            cause=f"{fmt} takes {math.prod(wanted)} positive numbers there",
+            remedy="make the plan again with --save-plan",
+        )
+    found = scale.reshape(wanted).astype(np.float32)
+    return Parameters(found, np.zeros(wanted, dtype=fmt.element.dtype))
 
 
 def _paired(site: Site) -> bool:

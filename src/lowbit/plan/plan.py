@@ -56,6 +56,9 @@ class SitePlan:
         decode: Where a `weight-only` weight is decoded: `load` (once, at float speed) or `kernel` (block by block).
         input_mean: Mean of each input channel in calibration, packed by `lowbit.plan.packed`, if the bias is corrected.
         rounding: By how many steps codes differ from rounding each to nearest, packed likewise, if errors compensate.
+        scale: Weight scales that were learned, packed float32 in the granularity of `weights`; by default they follow
+            from the weights' range.
+        bias: Bias that was learned, packed likewise.
         notes: What else happened here, e.g. `12 of 96 channels changed so that no pair of products saturates`.
     """
 
@@ -70,6 +73,8 @@ class SitePlan:
     decode: str | None = None
     input_mean: str | None = None
     rounding: str | None = None
+    scale: str | None = None
+    bias: str | None = None
     notes: tuple[str, ...] = ()
 
 

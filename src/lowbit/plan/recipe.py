@@ -27,11 +27,11 @@ __all__ = [
     "matches",
 ]
 
-Method = Literal["auto", "static", "dynamic", "weight-only"]
+Method = Literal["auto", "best", "static", "dynamic", "weight-only"]
 Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
-Rounding = Literal["nearest", "compensated"]
+Rounding = Literal["nearest", "compensated", "learned"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 OPTIMIZE: tuple[Optimize, ...] = get_args(Optimize)
@@ -60,8 +60,8 @@ class Recipe:
 
     Attributes:
         target: Name of a target, or `host`.
-        method: `auto` chooses per operator; `static` calibrates activations; `dynamic` finds their ranges at run time;
-            `weight-only` leaves activations in float.
+        method: `auto` chooses per operator; `best` does so too, and learns what restores accuracy; `static` calibrates
+            activations; `dynamic` finds their ranges at run time; `weight-only` leaves activations in float.
         optimize: `latency` takes the fastest plan; `size` stores every weight small, then takes the fastest; `accuracy`
             takes the least noisy of the plans that are nearly as fast as the fastest.
         min_sqnr: Lowest signal to quantization noise ratio at the model's output, in decibel, that a plan is chosen
@@ -76,7 +76,9 @@ class Recipe:
         weight_range: How weight ranges are chosen.
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
         rounding: `compensated` rounds the weights of static operators so that their errors cancel at the output, as far
-            as the inputs in calibration are correlated; `nearest` rounds each to nearest.
+            as the inputs in calibration are correlated; `nearest` rounds each to nearest; `learned` restores the float
+            outputs block by block, learning roundings, scales and biases by gradient.
+        time: Seconds that learning may take; `None` sets no limit.
         exclude: Patterns of operators that stay in float; see `Rule.pattern`.
         rules: Overrides, the last one that matches wins.
         io: `int8` lets the model take and return codes where its inputs and outputs are quantized.
@@ -100,6 +102,7 @@ class Recipe:
     weight_range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     bias_correction: bool = True
     rounding: Rounding = "compensated"
+    time: float | None = None
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     io: Io = "float"
@@ -119,6 +122,7 @@ class Recipe:
             ("min_sqnr", self.min_sqnr, -_EXTREME_DB),
             ("max_sqnr_loss", self.max_sqnr_loss, 0.0),
             ("max_drop", self.max_drop, 0.0),
+            ("time", self.time, 0.0),
         ):
             _check_limit(label, limit, lowest)
         if self.samples < 1:
@@ -145,6 +149,14 @@ class Recipe:
             if matches(pattern, path, op_type, weight):
                 chosen = dataclasses.replace(chosen, method="float", pattern=pattern)
         return chosen
+
+    def resolved(self) -> Recipe:
+        """Return the recipe with `best` spelled out: what `auto` chooses, learned, from ranges of least squared error."""
+        if self.method != "best":
+            return self
+        weight_range = "mse" if self.weight_range == "minmax" else self.weight_range
+        rounding: Rounding = "learned" if self.rounding == "compensated" else self.rounding
+        return dataclasses.replace(self, method="auto", weight_range=weight_range, rounding=rounding)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, ready for YAML."""
@@ -247,7 +259,7 @@ def _rule(item: Any) -> Rule:
     if not isinstance(item, Mapping) or "pattern" not in item or set(item) - set(known):
         raise RecipeError(f"the rule {item!r} is malformed", remedy=f"give a mapping with {', '.join(known)}")
     rule = Rule(**cast("dict[str, Any]", dict(item)))
-    _one_of("a rule's method", rule.method or "auto", (*METHODS, "float"))
+    _one_of("a rule's method", rule.method or "auto", (*(method for method in METHODS if method != "best"), "float"))
     if rule.weights is not None:
         try:
             parse_format(rule.weights)

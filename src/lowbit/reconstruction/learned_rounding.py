@@ -1,0 +1,125 @@
+"""A weight whose codes and scale are learned, from codes that are good already.
+
+Cheng et al., Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs (SignRound), 2023: every
+weight has a position between codes that moves by a fixed distance along the sign of its gradient, and the code is the
+nearest one. What is computed is always what the codes give, so that nothing is lost when learning ends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LearnedRounding", "SignDescent"]
+
+# How far from its weight, or from the code that it started with, a position may move, in steps.
+_REACH = 1.0
+
+
+class LearnedRounding(torch.nn.Module):
+    """Codes at positions that can be learned.
+
+    Args:
+        weight: Any shape, float32.
+        codes: Codes to start from, float32 that hold integers.
+        scale: Positive float32, shaped as the format's granularity says.
+        spread: Broadcasts a tensor shaped like the scale to the weight.
+        low: Lowest code.
+        high: Highest code.
+        zero_point: In codes, shaped like the scale; none is 0.
+    """
+
+    bottom: torch.Tensor
+    top: torch.Tensor
+    zero_point: torch.Tensor
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        *,
+        spread: Callable[[torch.Tensor], torch.Tensor],
+        low: int,
+        high: int,
+        zero_point: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.spread = spread
+        self.low, self.high = float(low), float(high)
+        offset = torch.zeros((), dtype=weight.dtype) if zero_point is None else spread(zero_point)
+        exact = weight / spread(scale) + offset
+        # The place nearest to the weight that still rounds to its code.
+        margin = 0.5 - 1e-3
+        start = torch.minimum(torch.maximum(exact, codes - margin), codes + margin)
+        self.register_buffer("zero_point", offset)
+        self.register_buffer("bottom", torch.minimum(exact, start) - _REACH)
+        self.register_buffer("top", torch.maximum(exact, start) + _REACH)
+        self.position = torch.nn.Parameter(start)
+        self.log_scale = torch.nn.Parameter(torch.log(scale))
+
+    def forward(self) -> torch.Tensor:
+        """Return the decoded weight; gradients pass through rounding to the positions, and to the scale."""
+        codes: torch.Tensor = _Codes.apply(self.position, self.low, self.high)
+        return (codes - self.zero_point) * self.spread(torch.exp(self.log_scale))
+
+    @torch.no_grad()
+    def codes(self) -> torch.Tensor:
+        """Return the codes: float32 that hold integers from `low` to `high`."""
+        return torch.round(self.position).clamp(self.low, self.high)
+
+    @torch.no_grad()
+    def scale(self) -> torch.Tensor:
+        """Return the scale that decodes, in the shape that it was given in."""
+        return torch.exp(self.log_scale)
+
+    @torch.no_grad()
+    def decoded(self) -> torch.Tensor:
+        """Return the decoded weight."""
+        return (self.codes() - self.zero_point) * self.spread(self.scale())
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        """Move positions that went too far back."""
+        self.position.copy_(torch.minimum(torch.maximum(self.position, self.bottom), self.top))
+
+
+class SignDescent(torch.optim.Optimizer):
+    """Moves every number by the learning rate against the sign of its gradient.
+
+    Args:
+        parameters: What to move.
+        lr: How far.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Move once."""
+        del closure
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.add_(torch.sign(parameter.grad), alpha=-group["lr"])
+
+
+class _Codes(torch.autograd.Function):
+    """Rounding whose gradient is that of the identity, within the ends."""
+
+    @staticmethod
+    def forward(context: Any, position: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        context.save_for_backward(position)
+        context.ends = (low, high)
+        return torch.round(position).clamp_(low, high)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (position,) = context.saved_tensors
+        low, high = context.ends
+        return gradient * ((position >= low) & (position <= high)), None, None

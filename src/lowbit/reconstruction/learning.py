@@ -1,0 +1,218 @@
+"""Learning one block: its roundings, weight scales, biases and activation scales, so that its outputs are float's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowbit.reconstruction.learned_rounding import LearnedRounding, SignDescent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from lowbit.interpreter import Interpreter
+
+__all__ = ["BlockLearner", "LearnedBias", "LearnedBlock", "Schedule"]
+
+
+class LearnedBias(torch.nn.Module):
+    """A bias that moves in units of its own size, so that one learning rate fits all.
+
+    Args:
+        bias: `[N]` float32.
+    """
+
+    bias: torch.Tensor
+    unit: torch.Tensor
+
+    def __init__(self, bias: torch.Tensor) -> None:
+        super().__init__()
+        size = bias.square().mean().sqrt()
+        self.register_buffer("bias", bias)
+        self.register_buffer("unit", torch.where(size > 0, size, torch.ones_like(size)))
+        self.change = torch.nn.Parameter(torch.zeros_like(bias))
+
+    def forward(self) -> torch.Tensor:
+        """Return the bias as it is now."""
+        return self.bias + self.unit * self.change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long and how fast a block learns.
+
+    Attributes:
+        steps: Number of steps.
+        batch: Samples a step.
+        reach: How far a rounding can move in all, in steps of the format.
+        scale_rate: Learning rate of the logarithms of scales.
+        bias_rate: Learning rate of biases, as a share of their mean square's root.
+        dropped: Share of activations that QDrop leaves in float.
+        judged: How often on the way the error is measured on other samples.
+        seed: Of batches and dropping.
+    """
+
+    steps: int = 200
+    batch: int = 8
+    reach: float = 0.5
+    scale_rate: float = 2e-3
+    bias_rate: float = 5e-3
+    dropped: float = 0.5
+    judged: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedBlock:
+    """What a block was before and after.
+
+    Attributes:
+        before: Squared error at the outputs over their squares, on samples that were not learned from, with the codes
+            that the block came with.
+        after: The same with what was learned.
+        steps: Steps that were taken.
+    """
+
+    before: float
+    after: float
+    steps: int
+
+    @property
+    def helped(self) -> bool:
+        """Whether what was learned is better."""
+        return self.after < self.before
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class BlockLearner:
+    """One block with everything in it that can be learned.
+
+    Attributes:
+        module: The block with learned quantizations; takes the block's inputs, then what is named here, by name.
+        inputs: Names of the block's inputs.
+        weights: Roundings, by the module's input that takes the decoded weight.
+        fixed: Weights that are not learned, likewise.
+        biases: By the module's input.
+        scales: Logarithms of activation scales, by the module's input.
+        learn_scales: Which of them are learned.
+        dropped: Name of the module's input for the share of dropped quantizations.
+    """
+
+    module: Interpreter
+    inputs: tuple[str, ...]
+    weights: dict[str, LearnedRounding]
+    fixed: dict[str, torch.Tensor]
+    biases: dict[str, LearnedBias]
+    scales: dict[str, torch.nn.Parameter]
+    dropped: str
+    learn_scales: frozenset[str] = field(default_factory=frozenset)
+
+    def run(
+        self, sample: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], dropped: float
+    ) -> tuple[torch.Tensor, ...]:
+        """Compute the block's outputs of one batch."""
+        known = set(self.module.input_names)
+        biases = {name: bias() for name, bias in self.biases.items()}
+        named = {**sample, **self.fixed, **weights, **biases, **self.scales, self.dropped: torch.tensor(dropped)}
+        return self.module(**{name: value for name, value in named.items() if name in known})
+
+    def hard(self) -> dict[str, torch.Tensor]:
+        """Return the decoded weights of the codes that are chosen now."""
+        return {name: weight.decoded() for name, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def error(
+        self,
+        inputs: Sequence[Mapping[str, torch.Tensor]],
+        targets: Sequence[Sequence[torch.Tensor]],
+        weights: Mapping[str, torch.Tensor],
+    ) -> float:
+        """Return the squared error of all outputs over their squares."""
+        noise = signal = 0.0
+        for sample, wanted in zip(inputs, targets, strict=True):
+            for got, exact in zip(self.run(sample, weights, 0.0), wanted, strict=True):
+                if exact.is_floating_point():
+                    noise += float((got - exact).square().sum())
+                    signal += float(exact.square().sum())
+        return noise / max(signal, 1e-30)
+
+    def learn(
+        self,
+        batches: Callable[[torch.Generator], tuple[Sequence[Mapping[str, torch.Tensor]], Sequence[Sequence[torch.Tensor]]]],
+        judge: Callable[[], float],
+        schedule: Schedule,
+        advance: Callable[[], None] = lambda: None,
+    ) -> float:
+        """Learn for a whole schedule, and keep the best of what was judged on the way.
+
+        Args:
+            batches: Draws what the block reads and should write: a list of batches that together make one step.
+            judge: Returns the error on samples that are not learned from.
+            schedule: How long and how fast.
+            advance: Called after every step.
+
+        Returns:
+            The least error; what led to it is restored.
+        """
+        generator = torch.Generator().manual_seed(schedule.seed)
+        torch.manual_seed(schedule.seed)
+        roundings = list(self.weights.values())
+        scales = [scale for name, scale in self.scales.items() if name in self.learn_scales]
+        smooth = torch.optim.Adam(
+            [
+                {"params": [weight.log_scale for weight in roundings] + scales, "lr": schedule.scale_rate},
+                {"params": [bias.change for bias in self.biases.values()], "lr": schedule.bias_rate},
+                {"params": [torch.nn.Parameter(torch.zeros(()))]},  # so that there is always something
+            ],
+            lr=schedule.scale_rate,
+        )
+        positions = [weight.position for weight in roundings]
+        rough = SignDescent(positions, schedule.reach * 2 / schedule.steps) if positions else None
+        rates = [group["lr"] for group in smooth.param_groups]
+        best, kept = math.inf, self.state()
+        for step in range(schedule.steps):
+            if step % max(schedule.steps // schedule.judged, 1) == 0:
+                best, kept = self._better(judge(), best, kept)
+            left = 1 - step / schedule.steps
+            for group, rate in zip(smooth.param_groups, rates, strict=True):
+                group["lr"] = rate * left
+            smooth.zero_grad(set_to_none=True)
+            if rough is not None:
+                rough.param_groups[0]["lr"] = schedule.reach * 2 / schedule.steps * left
+                rough.zero_grad(set_to_none=True)
+            inputs, targets = batches(generator)
+            for sample, wanted in zip(inputs, targets, strict=True):
+                got = self.run(sample, {name: weight() for name, weight in self.weights.items()}, schedule.dropped)
+                pairs = [(one, exact) for one, exact in zip(got, wanted, strict=True) if exact.is_floating_point()]
+                noise = torch.stack([(one - exact).square().sum() for one, exact in pairs]).sum()
+                signal = sum(float(exact.square().sum()) for _, exact in pairs)
+                torch.autograd.backward(noise / max(signal, 1e-30) / len(inputs))
+            smooth.step()
+            if rough is not None:
+                rough.step()
+                for weight in roundings:
+                    weight.confine()
+            advance()
+        best, kept = self._better(judge(), best, kept)
+        self.restore(kept)
+        return best
+
+    def state(self) -> list[torch.Tensor]:
+        """Return a copy of everything that can be learned."""
+        return [parameter.detach().clone() for parameter in self._parameters()]
+
+    def restore(self, state: Sequence[torch.Tensor]) -> None:
+        """Go back to what `state` returned."""
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters(), state, strict=True):
+                parameter.copy_(value)
+
+    def _better(self, error: float, best: float, kept: list[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+        return (error, self.state()) if error < best else (best, kept)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        modules = [*self.weights.values(), *self.biases.values()]
+        return [*(parameter for module in modules for parameter in module.parameters()), *self.scales.values()]
