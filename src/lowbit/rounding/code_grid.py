@@ -66,7 +66,8 @@ def output_errors(
     shape = (len(weight), weight.shape[1])
     wrong = (codes.astype(np.float64) - on_grid(zero_point, shape)) * on_grid(scale, shape) - weight
     by_group = wrong.reshape(len(wrong), len(moments), -1).transpose(1, 0, 2)
-    return np.einsum("gkn,gkn->gn", by_group, moments.astype(np.float64) @ by_group).reshape(-1)
+    errors: NDArray[np.float64] = (by_group * (moments.astype(np.float64) @ by_group)).sum(axis=1)
+    return errors.reshape(-1)
 
 
 def check_moments(weight: NDArray[Any], codes: NDArray[Any], moments: NDArray[Any]) -> None:

@@ -19,7 +19,7 @@ from lowbit.rounding.code_grid import check_moments, on_grid
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CodeLimits", "compensated"]
+__all__ = ["CodeLimits", "compensated", "legal_pairs"]
 
 # Added to the diagonal, as a share of its mean: what a few samples do not show.
 _DAMPING = 0.01
@@ -45,6 +45,28 @@ class CodeLimits:
     high: int = 127
     pair_low: int | None = None
     pair_high: int | None = None
+
+
+def legal_pairs(codes: NDArray[Any], legal: NDArray[Any], limits: CodeLimits) -> NDArray[Any]:
+    """Take codes back to legal ones where a pair of them is beyond the limits.
+
+    Args:
+        codes: `[K, N]` integers, rounded without a look at pairs.
+        legal: `[K, N]` integers of which all pairs keep the limits.
+        limits: What codes may be.
+
+    Returns:
+        `[K, N]` of the type of `legal`; `codes` but for the pairs that are not allowed.
+    """
+    if limits.pair_low is None or limits.pair_high is None:
+        return codes.astype(legal.dtype)
+    even = len(codes) // 2 * 2
+    first, second = codes[0:even:2].astype(np.int32), codes[1:even:2].astype(np.int32)
+    high = (first > 0) & (second > 0) & (first + second > limits.pair_high)
+    low = (first < 0) & (second < 0) & (first + second < limits.pair_low)
+    back = np.zeros(codes.shape, dtype=bool)
+    back[:even] = (high | low).repeat(2, axis=0)
+    return np.where(back, legal, codes.astype(legal.dtype))
 
 
 def compensated(
