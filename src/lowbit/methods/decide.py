@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from lowbit.exceptions import RecipeError
 from lowbit.formats import Format, PerBlock, parse_format
-from lowbit.graph import digest
 from lowbit.graph.constants import constant_array, is_stored_quantized
 from lowbit.graph.half import GUARDED
 from lowbit.methods.activation_ranges import activation_plans
 from lowbit.methods.calibrate import Calibration, Watch
+from lowbit.methods.prepare import source_digest
 from lowbit.methods.rerounding import rounding_of
 from lowbit.plan.choose import Choice, NoiseBudget, choose_executions, explain_executions
 from lowbit.plan.cost import Costs, FormulaCosts
@@ -310,10 +310,15 @@ def make_plan(
     return Plan(
         target=target.name,
         method=_method(entries),
-        model_sha256=digest(model),
+        model_sha256=source_digest(model),
         sites=tuple(entries),
         activations=activations,
-        options={"weight_range": recipe.weight_range, "io": recipe.io, "calibration": recipe.calibration},
+        options={
+            "weight_range": recipe.weight_range,
+            "io": recipe.io,
+            "calibration": recipe.calibration,
+            "equalize": recipe.equalize,
+        },
         warnings=decision.warnings,
     )
 

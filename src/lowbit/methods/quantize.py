@@ -36,6 +36,7 @@ from lowbit.methods.decide import Decision, decide, make_plan, watch_list
 from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
+from lowbit.methods.prepare import Prepared, prepare, prepared_for
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
 from lowbit.methods.rerounding import roundings, tells
 from lowbit.methods.result import Result
@@ -199,18 +200,22 @@ def quantize(
             loaded = load_model(model)
             cleaned = clean(loaded)
             float_path = _float_file(model, loaded, folder)
-        sites = find_sites(cleaned.model, target)
         calibration_data, tests = _data(cleaned.model, data, test_data, labels, preprocessing, settings)
+        if fixed is None:
+            prepared = prepare(cleaned.model, settings)
+        else:
+            prepared = Prepared(model=prepared_for(cleaned.model, fixed))
+        sites = find_sites(prepared.model, target)
         feed = next(iter(tests))
         timing_feed = batched(feed, input_specs(cleaned.model), batch)
         here = measurable(target)
         scored = metric or default_metric(tests, float_path, required=labels is not None)
         work = _Work(
-            model=cleaned.model,
+            model=prepared.model,
             sites=sites,
             recipe=settings,
             target=target,
-            shapes=observed_shapes(cleaned.model, timing_feed),
+            shapes=observed_shapes(prepared.model, timing_feed),
             float_path=float_path,
             folder=folder,
             calibration_data=calibration_data,
@@ -247,7 +252,7 @@ def quantize(
         verification=dataclasses.replace(verification, warnings=tuple(warnings)),
         histograms=histograms,
         source=_label(model),
-        notes=cleaned.notes,
+        notes=(*cleaned.notes, *prepared.notes),
         provenance=provenance_of(model, cleaned.model, settings, target),
     )
 

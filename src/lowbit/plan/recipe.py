@@ -78,6 +78,7 @@ class Recipe:
         rounding: `compensated` rounds weights so that their errors cancel at the output, as far as the inputs in
             calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `nearest` rounds
             each to nearest.
+        equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
         exclude: Patterns of operators that stay in float; see `Rule.pattern`.
         rules: Overrides, the last one that matches wins.
         io: `int8` lets the model take and return codes where its inputs and outputs are quantized.
@@ -101,6 +102,7 @@ class Recipe:
     weight_range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     bias_correction: bool = True
     rounding: Rounding = "compensated"
+    equalize: bool = False
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     io: Io = "float"
@@ -114,6 +116,8 @@ class Recipe:
         _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
         _one_of("rounding", self.rounding, get_args(Rounding))
         _one_of("io", self.io, get_args(Io))
+        if not isinstance(self.equalize, bool):
+            raise RecipeError(f"equalize is {self.equalize!r}", remedy="use true or false")
         if not 50.0 <= self.percentile <= 100.0:
             raise RecipeError(f"percentile is {self.percentile}", remedy="use a percentage from 50 to 100")
         for label, limit, lowest in (
