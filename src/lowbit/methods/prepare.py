@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 from lowbit.exceptions import RecipeError
 from lowbit.graph import digest
 from lowbit.methods.equalize import equalize
+from lowbit.methods.migrate import apply_migrations
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
-    from lowbit.plan.plan import Plan
+    from lowbit.plan.plan import MigrationPlan, Plan
     from lowbit.plan.recipe import Recipe
 
-__all__ = ["PREPARED_KEY", "Prepared", "prepare", "prepared_for", "source_digest"]
+__all__ = ["PREPARED_KEY", "Prepared", "migrated", "prepare", "prepared_for", "source_digest"]
 
 PREPARED_KEY = "lowbit.prepared_from"
 """Entry of a prepared model's metadata, in memory only: the digest of the cleaned model that it was made from."""
@@ -30,10 +33,12 @@ class Prepared:
 
     Attributes:
         model: The cleaned model itself, if there was nothing to do.
+        migrations: Scales that were moved, for the plan.
         notes: What was done and what not, in words.
     """
 
     model: ir.Model
+    migrations: tuple[MigrationPlan, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -66,9 +71,28 @@ def prepared_for(model: ir.Model, plan: Plan) -> ir.Model:
             cause="it was made for a model with other operators or weights",
             remedy="make a new plan with --save-plan",
         )
-    if PREPARED_KEY in model.metadata_props or not plan.options.get("equalize", False):
+    equalized = bool(plan.options.get("equalize", False))
+    if PREPARED_KEY in model.metadata_props or not (equalized or plan.migrations):
         return model
-    return _marked(equalize(model).model, model)
+    result = equalize(model).model if equalized else model
+    return _marked(apply_migrations(result, plan.migrations), model)
+
+
+def migrated(prepared: Prepared, migrations: Sequence[MigrationPlan], notes: Sequence[str]) -> Prepared:
+    """Move scales in a model that was equalized or not.
+
+    Args:
+        prepared: What `prepare` returned.
+        migrations: What to move.
+        notes: What was done and what not, in words.
+    """
+    both = (*prepared.notes, *notes)
+    if not migrations:
+        return Prepared(model=prepared.model, notes=both)
+    source = source_digest(prepared.model)
+    moved = apply_migrations(prepared.model, migrations)
+    moved.metadata_props[PREPARED_KEY] = source
+    return Prepared(model=moved, migrations=tuple(migrations), notes=both)
 
 
 def source_digest(model: ir.Model) -> str:

@@ -36,7 +36,8 @@ from lowbit.methods.decide import Decision, decide, make_plan, watch_list
 from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
-from lowbit.methods.prepare import Prepared, prepare, prepared_for
+from lowbit.methods.migration_search import find_migrations
+from lowbit.methods.prepare import Prepared, migrated, prepare, prepared_for
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
 from lowbit.methods.rerounding import roundings, tells
 from lowbit.methods.result import Result
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from lowbit.plan.plan import Plan
+    from lowbit.plan.plan import MigrationPlan, Plan
     from lowbit.plan.verification import SiteTime, Verification
     from lowbit.runtime.session import Feed
 
@@ -84,6 +85,7 @@ class _Work:
     """What stays the same while plans are tried."""
 
     model: ir.Model
+    migrations: tuple[MigrationPlan, ...]
     sites: tuple[Site, ...]
     recipe: Recipe
     target: Target
@@ -202,7 +204,7 @@ def quantize(
             float_path = _float_file(model, loaded, folder)
         calibration_data, tests = _data(cleaned.model, data, test_data, labels, preprocessing, settings)
         if fixed is None:
-            prepared = prepare(cleaned.model, settings)
+            prepared = _prepared(cleaned.model, settings, target, calibration_data, stages)
         else:
             prepared = Prepared(model=prepared_for(cleaned.model, fixed))
         sites = find_sites(prepared.model, target)
@@ -212,6 +214,7 @@ def quantize(
         scored = metric or default_metric(tests, float_path, required=labels is not None)
         work = _Work(
             model=prepared.model,
+            migrations=prepared.migrations,
             sites=sites,
             recipe=settings,
             target=target,
@@ -257,6 +260,17 @@ def quantize(
     )
 
 
+def _prepared(cleaned: ir.Model, recipe: Recipe, target: Target, data: Dataset | None, stages: Stages) -> Prepared:
+    """Return the float model that plans are made for: equalized, and with scales moved, as far as is asked for."""
+    with stages("Prepare the model", None):
+        prepared = prepare(cleaned, recipe)
+        if recipe.smooth == "none":
+            return prepared
+        if data is None or not tells(data):
+            return migrated(prepared, (), (f"no scales moved: {recipe.smooth} needs calibration data",))
+        return migrated(prepared, *find_migrations(prepared.model, recipe, target, data))
+
+
 def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Prediction | None]:
     """Plan, build and measure; while the artifact is slower than float, plan again with more left in float."""
     best: tuple[Applied, Verification, Prediction | None] | None = None
@@ -279,7 +293,8 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Pre
         tried.add(signature)
         calibration = _calibrated(work, decision, calibration)
         plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
-        plan = dataclasses.replace(plan, warnings=(*plan.warnings, *source.warnings, *refusals[-1:]))
+        warnings = (*plan.warnings, *source.warnings, *refusals[-1:])
+        plan = dataclasses.replace(plan, warnings=warnings, migrations=work.migrations)
         if budget is not None:
             plan = dataclasses.replace(plan, warnings=(*plan.warnings, *budget.warnings))
         with work.stages("Build the artifact", None):

@@ -8,7 +8,7 @@ the optimum already.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lowbit.runtime.session import Feed
     from lowbit.targets import Target
 
-__all__ = ["Rerounding", "rounding_of", "roundings", "tells"]
+__all__ = ["Rerounding", "better_codes", "rounding_of", "roundings", "tells"]
 
 Kind = Literal["compensated", "gptq"]
 
@@ -215,7 +215,7 @@ def _rerounding(
     )
     fit = np.mean([moments.fit for moments in seen], axis=0)
     held = np.mean([moments.held for moments in seen], axis=0)
-    better = _better(weight, nearest, scale, zero_point, fit, _limits(encoded), kind)
+    better = better_codes(weight, nearest, scale, zero_point, fit, _limits(encoded), kind)
     before, after = (float(output_errors(weight, codes, scale, held, zero_point).sum()) for codes in (nearest, better))
     power = float(output_errors(weight, np.zeros_like(nearest), scale, held).sum())
     steps = (better.astype(np.int16) - nearest).astype(np.int8)
@@ -270,16 +270,26 @@ def _limits(encoded: EncodedWeight) -> CodeLimits:
     )
 
 
-def _better(
+def better_codes(
     weight: NDArray[np.float32],
-    nearest: NDArray[np.int8],
-    scale: NDArray[np.float32],
-    zero_point: NDArray[np.float32],
+    nearest: NDArray[Any],
+    scale: NDArray[Any],
+    zero_point: NDArray[Any],
     moments: NDArray[np.float32],
     limits: CodeLimits,
     kind: Kind,
-) -> NDArray[np.int8]:
-    """Return `[K, N]` codes whose errors cancel, within all limits."""
+) -> NDArray[Any]:
+    """Return codes whose errors cancel, within all limits.
+
+    Args:
+        weight: `[K, N]` float32, in the kernel's order.
+        nearest: `[K, N]` codes, each rounded to nearest.
+        scale: `[K, N]`.
+        zero_point: `[K, N]`.
+        moments: `[G, K, K]`, `E[x x]` of the inputs of each group.
+        limits: What codes may be.
+        kind: How to round.
+    """
     if kind == "compensated":
         return compensated(weight, nearest, scale, moments, limits, zero_point=zero_point)
     free = gptq(weight, scale, moments, limits, zero_point=zero_point)

@@ -31,10 +31,14 @@ class Moments:
     Attributes:
         fit: `[G, K, K]` float32, shrunk towards the diagonal as far as the rows are few.
         held: `[G, K, K]` float32 of the samples that were held out; `fit` where there are too few samples to part.
+        magnitude: `[G, K]` float64, mean magnitude of every input.
+        largest: `[G, K]` float32, its largest magnitude.
     """
 
     fit: NDArray[np.float32]
     held: NDArray[np.float32]
+    magnitude: NDArray[np.float64]
+    largest: NDArray[np.float32]
 
 
 def second_moments(
@@ -141,7 +145,14 @@ def moments_in_two(
             continue
         other = held[path].moment(centred=path in centred)
         shrunk = _shrunk(moment, total.count)
-        result[path] = Moments(fit=shrunk, held=shrunk if other is None else other)
+        assert total.magnitude is not None
+        assert total.largest is not None
+        result[path] = Moments(
+            fit=shrunk,
+            held=shrunk if other is None else other,
+            magnitude=total.magnitude / total.count,
+            largest=total.largest,
+        )
     return result
 
 
@@ -156,6 +167,8 @@ class _Sum:
         self.count = 0
         self.square: NDArray[np.float32] | None = None
         self.total: NDArray[np.float64] | None = None
+        self.magnitude: NDArray[np.float64] | None = None
+        self.largest: NDArray[np.float32] | None = None
 
     def add(self, rows: NDArray[np.float32]) -> None:
         """Add rows, `[R, G, K]`."""
@@ -165,6 +178,10 @@ class _Sum:
         total = grouped.sum(axis=1, dtype=np.float64)
         self.square = square if self.square is None else np.add(self.square, square, out=self.square)
         self.total = total if self.total is None else self.total + total
+        absolute = np.abs(grouped)
+        magnitude, largest = absolute.sum(axis=1, dtype=np.float64), absolute.max(axis=1, initial=0.0)
+        self.magnitude = magnitude if self.magnitude is None else self.magnitude + magnitude
+        self.largest = largest if self.largest is None else np.maximum(self.largest, largest)
         self.count += len(rows)
 
     def moment(self, *, centred: bool) -> NDArray[np.float32] | None:

@@ -31,6 +31,7 @@ Method = Literal["auto", "static", "dynamic", "weight-only"]
 Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
+Smooth = Literal["none", "smoothquant", "awq"]
 Rounding = Literal["nearest", "compensated", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
@@ -79,6 +80,8 @@ class Recipe:
             calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `nearest` rounds
             each to nearest.
         equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
+        smooth: Whether scales move from activations to the weights that read them: `smoothquant` where activations have
+            outliers, `awq` where only weights are rounded.
         exclude: Patterns of operators that stay in float; see `Rule.pattern`.
         rules: Overrides, the last one that matches wins.
         io: `int8` lets the model take and return codes where its inputs and outputs are quantized.
@@ -103,6 +106,7 @@ class Recipe:
     bias_correction: bool = True
     rounding: Rounding = "compensated"
     equalize: bool = False
+    smooth: Smooth = "none"
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     io: Io = "float"
@@ -115,6 +119,7 @@ class Recipe:
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
         _one_of("rounding", self.rounding, get_args(Rounding))
+        _one_of("smooth", self.smooth, get_args(Smooth))
         _one_of("io", self.io, get_args(Io))
         if not isinstance(self.equalize, bool):
             raise RecipeError(f"equalize is {self.equalize!r}", remedy="use true or false")

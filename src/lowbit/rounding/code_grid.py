@@ -43,7 +43,7 @@ def on_grid(parameter: NDArray[Any] | float, shape: tuple[int, int]) -> NDArray[
 def output_errors(
     weight: NDArray[np.floating],
     codes: NDArray[Any],
-    scale: NDArray[np.float32],
+    scale: NDArray[np.floating] | float,
     moments: NDArray[np.floating],
     zero_point: NDArray[Any] | float = 0.0,
 ) -> NDArray[np.float64]:
