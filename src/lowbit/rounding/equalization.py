@@ -49,7 +49,7 @@ def equalizing_scales(
 
 
 def shared_precision(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Return how well one scale for each layer serves their channels, the mean of `p1 · p2` (the paper's equation 8).
+    """Return how well one scale for each layer serves their channels, the mean of `p1 · p2` (the paper's section 4.1).
 
     The precision `p` of a channel is the share of the layer's range that it fills.
 

@@ -56,7 +56,7 @@ def smoothing_scales(
 
 
 def activation_aware_scales(magnitudes: NDArray[np.floating], alpha: float) -> NDArray[np.float32]:
-    """Return `s = E|x|^α` of every input channel, in the middle of 1 (AWQ, equation 4).
+    """Return `s = E|x|^α` of every input channel, in the middle of 1 (AWQ, equation 5).
 
     Args:
         magnitudes: `[K]`, mean magnitude of each channel.
