@@ -96,7 +96,8 @@ def roundings(
 ) -> dict[str, Rerounding]:
     """Round the weights of a plan so that their errors cancel; see `lowbit.rounding.compensated` and `gptq`.
 
-    Rounding to nearest is kept where it is better on samples that were held out.
+    Rounding to nearest is kept where it is better on samples that were held out; where it is not, all samples are
+    rounded by.
 
     Args:
         model: The cleaned float model.
@@ -171,11 +172,11 @@ def _parts(groups: Sequence[list[Site]]) -> Iterator[list[list[Site]]]:
 
 
 def _size(site: Site) -> int:
-    """Return how many numbers a site's moments are, both parts."""
+    """Return how many numbers a site's moments are, all three."""
     weight = site.weight_array()
     group = site.attribute("group", 1) if site.op_type == "Conv" else 1
     depth = weight.size // weight.shape[channel_axis(site)]
-    return 2 * int(group * depth * depth)
+    return 3 * int(group * depth * depth)
 
 
 def _fits(site: Site, entry: SitePlan, target: Target, kind: Kind) -> bool:
@@ -213,21 +214,23 @@ def _rerounding(
         )
         for each in (encoded.parameters.scale, encoded.parameters.zero_point.astype(np.float32))
     )
-    fit = np.mean([moments.fit for moments in seen], axis=0)
-    held = np.mean([moments.held for moments in seen], axis=0)
+    fit, held, both = (
+        np.mean(each, axis=0) for each in zip(*((one.fit, one.held, one.both) for one in seen), strict=True)
+    )
     better = better_codes(weight, nearest, scale, zero_point, fit, _limits(encoded), kind)
     before, after = (float(output_errors(weight, codes, scale, held, zero_point).sum()) for codes in (nearest, better))
     power = float(output_errors(weight, np.zeros_like(nearest), scale, held).sum())
-    steps = (better.astype(np.int16) - nearest).astype(np.int8)
     if after >= before:
-        note = "" if not steps.any() else f", where {kind} has {_share(after, power)}"
+        note = "" if (better == nearest).all() else f", where {kind} has {_share(after, power)}"
         return Rerounding(
             execution=entry.execution,
             weights=entry.weights,
             steps=None,
             note=f"output error {_share(before, power)}, rounded to nearest{note}",
         )
-    packed = pack_steps(steps, nearest)
+    # It generalizes: what was held out for this test may now take part.
+    final = better_codes(weight, nearest, scale, zero_point, both, _limits(encoded), kind)
+    packed = pack_steps((final.astype(np.int16) - nearest).astype(np.int8), nearest)
     rerounded(site, encoded, packed)  # what is stored has to be legal
     return Rerounding(
         execution=entry.execution,

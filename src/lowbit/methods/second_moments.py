@@ -31,12 +31,14 @@ class Moments:
     Attributes:
         fit: `[G, K, K]` float32, shrunk towards the diagonal as far as the rows are few.
         held: `[G, K, K]` float32 of the samples that were held out; `fit` where there are too few samples to part.
+        both: `[G, K, K]` float32 of all samples, shrunk likewise: to round by in the end.
         magnitude: `[G, K]` float64, mean magnitude of every input.
         largest: `[G, K]` float32, its largest magnitude.
     """
 
     fit: NDArray[np.float32]
     held: NDArray[np.float32]
+    both: NDArray[np.float32]
     magnitude: NDArray[np.float64]
     largest: NDArray[np.float32]
 
@@ -145,11 +147,17 @@ def moments_in_two(
             continue
         other = held[path].moment(centred=path in centred)
         shrunk = _shrunk(moment, total.count)
+        together = shrunk
+        if other is not None:
+            count = total.count + held[path].count
+            pooled = (moment * total.count + other * held[path].count) / np.float32(count)
+            together = _shrunk(pooled.astype(np.float32), count)
         assert total.magnitude is not None
         assert total.largest is not None
         result[path] = Moments(
             fit=shrunk,
             held=shrunk if other is None else other,
+            both=together,
             magnitude=total.magnitude / total.count,
             largest=total.largest,
         )
