@@ -1,8 +1,8 @@
 """Re-estimation of a normalization: outputs of rounded weights get back the mean and spread that the float ones had.
 
 BatchNorms hold the statistics of outputs that rounding has changed; measuring them again is the remedy of Sun et al.,
-Hybrid 8-bit Floating Point (HFP8) Training and Inference for Deep Neural Networks (2019). Where they are folded, a factor
-and a shift of every channel do the same. Correcting the mean alone is bias correction.
+Hybrid 8-bit Floating Point (HFP8) Training and Inference for Deep Neural Networks (2019). Where they are folded, a
+factor and a shift of every channel do the same. Correcting the mean alone is bias correction.
 """
 
 from __future__ import annotations

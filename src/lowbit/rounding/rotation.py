@@ -1,8 +1,8 @@
 """Rotations that spread outliers over all channels, `x W = (x R) (Rᵀ W)` for any orthogonal `R`.
 
-Hadamard matrices with random signs, as in QuIP# (Tseng et al., 2024) and QuaRot (Ashkboos et al., 2024): of all rotations
-they leave least of a single large channel in any one place. A rotation passes through nothing that acts on channels one by
-one, so that graphs allow it in few places only.
+Hadamard matrices with random signs, as in QuIP# (Tseng et al., 2024) and QuaRot (Ashkboos et al., 2024): of all
+rotations they leave least of a single large channel in any one place. A rotation passes through nothing that acts on
+channels one by one, so that graphs allow it in few places only.
 """
 
 from __future__ import annotations
