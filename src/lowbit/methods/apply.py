@@ -18,7 +18,7 @@ from lowbit.formats import (
     minimum_opset,
     parse_format,
 )
-from lowbit.graph import digest, opset_of, raise_opset
+from lowbit.graph import opset_of, raise_opset
 from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.constants import constant_array
 from lowbit.graph.editor import Editor
@@ -26,6 +26,7 @@ from lowbit.graph.entry_channels import padded_channels, read_padded
 from lowbit.graph.float_islands import QUANTIZED_UNASKED, keep_in_float
 from lowbit.graph.half import convert_to_half
 from lowbit.graph.qdq import absorb_activations, quantize_activation
+from lowbit.methods.prepare import PREPARED_KEY, prepared_for
 from lowbit.methods.site_weights import AppliedWeight, WeightEncoder
 from lowbit.plan.embedded import embed_plan
 from lowbit.plan.sites import Site, find_sites
@@ -67,14 +68,9 @@ def apply_plan(model: ir.Model, plan: Plan, *, target: Target | None = None) -> 
         RecipeError: The plan was made for another model or names what is not there.
         TargetError: The plan's target is unknown.
     """
-    if plan.model_sha256 != digest(model):
-        raise RecipeError(
-            "the plan does not fit this model",
-            cause="it was made for a model with other operators or weights",
-            remedy="make a new plan with --save-plan",
-        )
     target = target or find_target(plan.target)
-    result = _raised(model, plan)
+    result = _raised(prepared_for(model, plan), plan)
+    result.metadata_props.pop(PREPARED_KEY, None)
     sites = {site.path: site for site in find_sites(result, target)}
     planned = {site.node: site for site in plan.sites}
     unknown = sorted(set(planned) - set(sites))

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.graph import digest
 from lowbit.graph.constants import constant_array, is_constant
 from lowbit.methods.apply import apply_plan
 from lowbit.methods.decide import with_granularity
+from lowbit.methods.prepare import source_digest
 from lowbit.methods.site_times import SiteTimes, time_sites
 from lowbit.plan.choose import edges
 from lowbit.plan.cost import where_is
@@ -176,7 +176,7 @@ def timing_artifact(
     plan = Plan(
         target=target.name,
         method="static",
-        model_sha256=digest(model),
+        model_sha256=source_digest(model),
         sites=tuple(entries),
         activations=activations,
     )

@@ -36,8 +36,10 @@ from lowbit.methods.decide import Decision, decide, make_plan, watch_list
 from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
+from lowbit.methods.migration_search import find_migrations
+from lowbit.methods.prepare import Prepared, migrated, prepare, prepared_for
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
-from lowbit.methods.rerounding import roundings
+from lowbit.methods.rerounding import first_rounding, roundings, tells
 from lowbit.methods.result import Result
 from lowbit.methods.sensitivity import everything_static, open_meter
 from lowbit.methods.stages import Stages, silent
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from lowbit.plan.plan import Plan
+    from lowbit.plan.plan import MigrationPlan, Plan
     from lowbit.plan.verification import SiteTime, Verification
     from lowbit.runtime.session import Feed
 
@@ -83,6 +85,7 @@ class _Work:
     """What stays the same while plans are tried."""
 
     model: ir.Model
+    migrations: tuple[MigrationPlan, ...]
     sites: tuple[Site, ...]
     recipe: Recipe
     target: Target
@@ -199,18 +202,23 @@ def quantize(
             loaded = load_model(model)
             cleaned = clean(loaded)
             float_path = _float_file(model, loaded, folder)
-        sites = find_sites(cleaned.model, target)
         calibration_data, tests = _data(cleaned.model, data, test_data, labels, preprocessing, settings)
+        if fixed is None:
+            prepared = _prepared(cleaned.model, settings, target, calibration_data, stages)
+        else:
+            prepared = Prepared(model=prepared_for(cleaned.model, fixed))
+        sites = find_sites(prepared.model, target)
         feed = next(iter(tests))
         timing_feed = batched(feed, input_specs(cleaned.model), batch)
         here = measurable(target)
         scored = metric or default_metric(tests, float_path, required=labels is not None)
         work = _Work(
-            model=cleaned.model,
+            model=prepared.model,
+            migrations=prepared.migrations,
             sites=sites,
             recipe=settings,
             target=target,
-            shapes=observed_shapes(cleaned.model, timing_feed),
+            shapes=observed_shapes(prepared.model, timing_feed),
             float_path=float_path,
             folder=folder,
             calibration_data=calibration_data,
@@ -247,9 +255,20 @@ def quantize(
         verification=dataclasses.replace(verification, warnings=tuple(warnings)),
         histograms=histograms,
         source=_label(model),
-        notes=cleaned.notes,
+        notes=(*cleaned.notes, *prepared.notes),
         provenance=provenance_of(model, cleaned.model, settings, target),
     )
+
+
+def _prepared(cleaned: ir.Model, recipe: Recipe, target: Target, data: Dataset | None, stages: Stages) -> Prepared:
+    """Return the float model that plans are made for: equalized, and with scales moved, as far as is asked for."""
+    with stages("Prepare the model", None):
+        prepared = prepare(cleaned, recipe)
+        if recipe.smooth == "none":
+            return prepared
+        if data is None or not tells(data):
+            return migrated(prepared, (), (f"no scales moved: {recipe.smooth} needs calibration data",))
+        return migrated(prepared, *find_migrations(prepared.model, recipe, target, data))
 
 
 def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Prediction | None]:
@@ -277,7 +296,8 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Pre
         plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
         if work.recipe.rounding == "learned" and not learned:
             plan, learned = _learned(work, plan), True
-        plan = dataclasses.replace(plan, warnings=(*plan.warnings, *source.warnings, *refusals[-1:]))
+        warnings = (*plan.warnings, *source.warnings, *refusals[-1:])
+        plan = dataclasses.replace(plan, warnings=warnings, migrations=work.migrations)
         if budget is not None:
             plan = dataclasses.replace(plan, warnings=(*plan.warnings, *budget.warnings))
         with work.stages("Build the artifact", None):
@@ -553,23 +573,26 @@ def _attempts(recipe: Recipe, *, automatic: bool) -> Iterator[tuple[Recipe, floa
 def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> Calibration | None:
     """Calibrate what the decision needs; what is known already is not measured again."""
     watch = watch_list(work.sites, decision, work.recipe)
-    if not watch.tensors:
-        return known
-    if known is not None and set(watch.tensors) <= set(known.histograms) and set(watch.means) <= set(known.means):
-        return known
-    if work.calibration_data is None:
-        raise DataError(
-            "static quantization needs calibration data",
-            cause="the ranges of activations are measured on them",
-            remedy="give --data, or use --method dynamic or weight-only",
-        )
-    with work.stages("Calibrate", work.calibration_data.count()) as advance:
-        # A second calibration watches other tensors; the file is for the first, long one.
-        checkpoint = _checkpoint(work, watch) if known is None else None
-        found = calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
-    if work.recipe.rounding == "nearest" or "static" not in decision.executions.values():
+    found = known
+    # Weights that are only stored need no ranges, but means and moments to round by, where there are data.
+    stored = work.recipe.rounding != "nearest" and "weight-only" in decision.executions.values()
+    wanted = bool(watch.tensors) or (stored and work.calibration_data is not None and tells(work.calibration_data))
+    covered = known is not None and set(watch.tensors) <= set(known.histograms) and set(watch.means) <= set(known.means)
+    if wanted and not covered:
+        if work.calibration_data is None:
+            raise DataError(
+                "static quantization needs calibration data",
+                cause="the ranges of activations are measured on them",
+                remedy="give --data, or use --method dynamic or weight-only",
+            )
+        with work.stages("Calibrate", work.calibration_data.count()) as advance:
+            # A second calibration watches other tensors; the file is for the first, long one.
+            checkpoint = _checkpoint(work, watch) if known is None else None
+            found = calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
+    if work.recipe.rounding == "nearest":
         return found
-    plan = make_plan(work.model, work.sites, work.recipe, work.target, decision, found, work.shapes)
+    seen = found or Calibration(histograms={}, averages={}, means={}, samples=0)
+    plan = make_plan(work.model, work.sites, work.recipe, work.target, decision, seen, work.shapes)
     with work.stages("Round weights", None):
         chosen = roundings(
             work.model,
@@ -577,10 +600,11 @@ def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> C
             plan,
             work.target,
             work.calibration_data,
+            kind=first_rounding(work.recipe, work.target),
+            known=seen.roundings,
             seed=work.recipe.seed,
-            centred=work.recipe.bias_correction,
         )
-    return dataclasses.replace(found, roundings=chosen)
+    return dataclasses.replace(seen, roundings=chosen) if chosen else found
 
 
 def _learned(work: _Work, plan: Plan) -> Plan:

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 from lowbit.formats import Format, Parameters, parse_format, quantize
-from lowbit.graph.entry_channels import padded_channels
 from lowbit.methods.learned_graph import DROPPED, LearnedGraph, block_module, for_any_batch, learned_graph
-from lowbit.methods.site_weights import input_mean
-from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_weight, kernel_matrix, rerounded
-from lowbit.plan.packed import pack_floats, pack_steps
+from lowbit.methods.site_weights import final_bias
+from lowbit.methods.weights import EncodedWeight, encode_weight, kernel_matrix, rerounded
+from lowbit.plan.packed import pack_floats, pack_steps, unpack_floats
 from lowbit.reconstruction.learning import BlockLearner, LearnedBias, LearnedBlock, Schedule
 from lowbit.reconstruction.partition import Block, partition
 from lowbit.reconstruction.learned_rounding import LearnedRounding
@@ -45,6 +44,7 @@ __all__ = ["Reconstruction", "reconstruct"]
 
 _LEARNED = frozenset({"static", "weight-only"})
 _HELD_OUT = 0.2
+_INT8_MAXIMUM = 127
 _MOST_HELD_OUT = 32
 
 
@@ -233,7 +233,7 @@ class _Learner:
             else:
                 fixed[name] = torch.from_numpy(encoded[path].decode().copy())
             if path in self.learned.biases:
-                bias = corrected_bias(site, encoded[path], input_mean(site, entry))
+                bias = final_bias(site, encoded[path], entry)
                 assert bias is not None
                 biases[self.learned.biases[path]] = LearnedBias(torch.from_numpy(bias))
         known = set(module.input_names)
@@ -312,7 +312,7 @@ class _Learner:
             if name in learner.weights:
                 soft = learner.weights[name]
                 scale = soft.scale().numpy().astype(np.float32)
-                rounding = _steps(site, soft, scale, weight.fmt, self.target)
+                rounding = _steps(site, soft, scale, weight.fmt)
             self.found[path] = _LearnedSite(
                 rounding=rounding, scale=scale, bias=None if bias is None else bias().detach().numpy()
             )
@@ -333,14 +333,14 @@ class _Learner:
             input_scale=tensor.scale if tensor is not None else None,
             method=self.method,
             by_tap=self.target.pairs == "tap",
+            scale=unpack_floats(entry.scale) if entry.scale is not None else None,
         )
-        if padded_channels(encoded.codes.shape, self.target.depth_multiple) != encoded.codes.shape[1]:
-            return encoded
         return rerounded(site, encoded, entry.rounding)
 
     def _rounds(self, encoded: EncodedWeight) -> bool:
         # Where pairs of products may saturate, the codes are bound to each other; the scales are not learned either.
-        return encoded.fmt.element.kind == "integer" and encoded.saturation is None
+        signed = encoded.fmt.symmetric and encoded.fmt.element.signed and encoded.fmt.element.maximum <= _INT8_MAXIMUM
+        return signed and encoded.saturation is None
 
     def planned(self) -> Plan:
         """Return the plan with what was learned."""
@@ -475,23 +475,13 @@ def _spread(tensor: torch.Tensor, fmt: Format, shape: tuple[int, ...]) -> torch.
     return tensor
 
 
-def _steps(site: Site, soft: LearnedRounding, scale: NDArray[np.float32], fmt: Format, target: Target) -> str:
+def _steps(site: Site, rounding: LearnedRounding, scale: NDArray[np.float32], fmt: Format) -> str:
     """Return by how many steps the learned codes differ from rounding to nearest with the learned scale, packed."""
     parameters = Parameters(scale, np.zeros(scale.shape, dtype=fmt.element.dtype))
-    codes = soft.codes().numpy().astype(np.int8)
+    codes = rounding.codes().numpy().astype(np.int8)
     base = quantize(site.weight_array(), parameters, fmt).astype(np.int8)
-    codes, base = (kernel_matrix(site, _padded(site, array, target)) for array in (codes, base))
+    codes, base = (kernel_matrix(site, array) for array in (codes, base))
     return pack_steps((codes.astype(np.int16) - base).astype(np.int8), base)
-
-
-def _padded(site: Site, codes: NDArray[np.int8], target: Target) -> NDArray[np.int8]:
-    """Give the codes of a first layer the channels of zeros that its artifact gives it."""
-    from lowbit.methods.apply import fills_depth
-
-    if not fills_depth(site, target.depth_multiple):
-        return codes
-    missing = padded_channels(codes.shape, target.depth_multiple) - codes.shape[1]
-    return np.pad(codes, [(0, 0), (0, missing), *[(0, 0)] * (codes.ndim - 2)])
 
 
 def _rescaled(tensor: ActivationPlan, scale: float) -> ActivationPlan:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lowbit.rounding import RangeMethod
     from lowbit.targets import Target
 
-__all__ = ["AppliedWeight", "WeightEncoder", "input_mean"]
+__all__ = ["AppliedWeight", "WeightEncoder", "final_bias", "input_mean"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,7 +127,7 @@ class WeightEncoder:
             )
             self._shared[key] = (decoded, encoded)
         # Before the site's weight becomes the decoded one, of which nothing is lost any more.
-        bias = _bias(site, encoded, entry)
+        bias = final_bias(site, encoded, entry)
         if bias is not None and self.target.float_bias:
             self._float_bias(site, bias)
         elif bias is not None:
@@ -244,15 +244,16 @@ class WeightEncoder:
         return notes
 
     def _weight_only(self, site: Site, fmt: Format, entry: SitePlan) -> tuple[str, ...]:
-        encoded = encode_weight(site, fmt, saturates=False, method=self.method)
+        scale = unpack_floats(entry.scale) if entry.scale is not None else None
+        encoded = encode_weight(site, fmt, saturates=False, method=self.method, scale=scale)
+        encoded = rerounded(site, encoded, entry.rounding)
         self._remember(site, encoded)
         weight = site.weight
         assert weight is not None
         assert site.weight_index is not None
         name = weight.name or "weight"
-        mean = input_mean(site, entry)
-        if mean is not None:
-            bias = corrected_bias(site, encoded, mean)
+        if entry.bias is not None or input_mean(site, entry) is not None:
+            bias = final_bias(site, encoded, entry)
             assert bias is not None
             self._float_bias(site, bias)
         simple = encoded.fmt.symmetric and encoded.fmt.element.name == "int8"
@@ -262,7 +263,7 @@ class WeightEncoder:
             decoded_rows(self.editor, site.node, name, encoded.codes, scale, encoded.fmt)
             return encoded.notes
         blocks = isinstance(encoded.fmt.granularity, PerBlock) and entry.decode == "kernel"
-        key = ("weight-only", weight, str(encoded.fmt), blocks, str(encoded.fmt.granularity))
+        key = ("weight-only", weight, str(encoded.fmt), blocks, str(encoded.fmt.granularity), encoded.codes.tobytes())
         if key in self._shared:
             value = self._shared[key][0]
         else:
@@ -295,7 +296,7 @@ class WeightEncoder:
         )
 
 
-def _bias(site: Site, encoded: EncodedWeight, entry: SitePlan) -> NDArray[np.float32] | None:
+def final_bias(site: Site, encoded: EncodedWeight, entry: SitePlan) -> NDArray[np.float32] | None:
     """Return the bias of a site: learned, corrected or its own; `None` if there is none."""
     if entry.bias is None:
         return corrected_bias(site, encoded, input_mean(site, entry))

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     from lowbit.plan.sites import Site
 
-__all__ = ["EncodedWeight", "corrected_bias", "encode_matrix", "encode_weight", "kernel_matrix", "rerounded"]
+__all__ = [
+    "EncodedWeight",
+    "corrected_bias",
+    "encode_matrix",
+    "encode_weight",
+    "kernel_matrix",
+    "plain_codes",
+    "rerounded",
+]
 
 # The accumulator and the bias are int32; a quarter of that range is left to the products.
 _BIAS_LIMIT = 2.0**29
@@ -163,24 +171,54 @@ def rerounded(site: Site, encoded: EncodedWeight, rounding: str | None) -> Encod
     """
     if rounding is None:
         return encoded
-    small = encoded.fmt.element.kind == "integer" and encoded.fmt.element.maximum <= np.iinfo(np.int8).max
-    codes = kernel_matrix(site, encoded.codes.astype(np.int8)) if small else None
+    codes = plain_codes(site, encoded)
     steps = unpack_steps(rounding, codes) if codes is not None else None
-    if steps is None:
+    if codes is not None and steps is None:
+        steps = _steps_without_padding(site, codes, rounding)
+    if codes is None or steps is None:
         return dataclasses.replace(
             encoded, notes=(*encoded.notes, "rounded to nearest: the plan's rounding does not fit")
         )
-    assert codes is not None
     moved = codes.astype(np.int16) + steps
-    lowest = int(encoded.fmt.element.minimum) + encoded.fmt.narrow
-    unsafe = moved.min(initial=0) < lowest or moved.max(initial=0) > encoded.fmt.element.maximum
-    result = moved.astype(np.int8).astype(encoded.codes.dtype)
+    lowest, highest = encoded.fmt.code_range()
+    unsafe = moved.min(initial=0) < lowest or moved.max(initial=0) > highest
+    result = moved.astype(codes.dtype)
     if unsafe or (encoded.saturation is not None and hazards(result).any()):
         raise RecipeError(
             f"the plan's rounding of {site.path!r} leads to codes that the kernel does not take",
             remedy="make the plan again with --save-plan",
         )
-    return dataclasses.replace(encoded, codes=from_kernel_matrix(site, result))
+    restored = from_kernel_matrix(site, result).astype(encoded.codes.dtype)
+    return dataclasses.replace(encoded, codes=restored)
+
+
+def _steps_without_padding(site: Site, codes: NDArray[Any], rounding: str) -> NDArray[np.int8] | None:
+    """Return steps that were found before channels of zeros were added to the input of a first layer."""
+    if site.op_type != "Conv" or site.attribute("group", 1) != 1:
+        return None
+    kernel = from_kernel_matrix(site, codes)
+    channels = kernel.shape[1]
+    while channels > 1 and not kernel[:, channels - 1].any():
+        channels -= 1
+        base = np.ascontiguousarray(conv_to_kn(kernel[:, :channels]))
+        steps = unpack_steps(rounding, base)
+        if steps is not None:
+            whole = np.zeros(kernel.shape, dtype=np.int8)
+            whole[:, :channels] = kn_to_conv(steps, (len(kernel), channels, *kernel.shape[2:]))
+            return kernel_matrix(site, whole)
+    return None
+
+
+def plain_codes(site: Site, encoded: EncodedWeight) -> NDArray[Any] | None:
+    """Return a weight's codes as `[K, N]` int8 or uint8, in the kernel's order; `None` if they are anything else.
+
+    Codes of fewer than 8 bits have types of their own, in which nothing can be computed.
+    """
+    element = encoded.fmt.element
+    if element.kind != "integer" or element.bits > _BYTE:
+        return None
+    plain = encoded.codes if element.bits == _BYTE else encoded.codes.astype(np.int8)
+    return kernel_matrix(site, plain)
 
 
 def corrected_bias(
@@ -259,6 +297,7 @@ def _paired(site: Site) -> bool:
     return not (group > 1 and site.weight_array().shape[:2] == (group, 1))
 
 
+_BYTE = 8
 # Axes of a weight that is a matrix.
 _MATRIX = 2
 

@@ -23,11 +23,15 @@ PLAN_KEY = "lowbit.plan"
 def embed_plan(model: ir.Model, plan: Plan) -> None:
     """Store `plan` in the metadata of `model`, which is changed.
 
-    What only a new artifact needs (means of channels, roundings, scales and biases) and what differs from one measurement to the next
-    (warnings) is left out.
+    What only a new artifact needs (means of channels, roundings, scales and biases) and what differs from one
+    measurement to the next (warnings) is left out.
     """
-    sites = tuple(dataclasses.replace(site, input_mean=None, rounding=None, scale=None, bias=None) for site in plan.sites)
-    text = json.dumps(dataclasses.replace(plan, sites=sites, warnings=()).to_dict(), separators=(",", ":"))
+    sites = tuple(
+        dataclasses.replace(site, input_mean=None, rounding=None, scale=None, bias=None) for site in plan.sites
+    )
+    text = json.dumps(
+        dataclasses.replace(plan, sites=sites, warnings=(), migrations=()).to_dict(), separators=(",", ":")
+    )
     packed = zlib.compress(text.encode(), level=9)
     model.metadata_props[PLAN_KEY] = base64.b64encode(packed).decode("ascii")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lowbit.exceptions import RecipeError
 
-__all__ = ["EXECUTIONS", "PLAN_VERSION", "ActivationPlan", "Execution", "Plan", "SitePlan"]
+__all__ = ["EXECUTIONS", "PLAN_VERSION", "ActivationPlan", "Execution", "MigrationPlan", "Plan", "SitePlan"]
 
 PLAN_VERSION = 1
 
@@ -79,6 +79,23 @@ class SitePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationPlan:
+    """Scales that are moved from one tensor to the weights that read it: `x W = (x / s) (s W)`.
+
+    Attributes:
+        tensor: Name of the tensor in the cleaned model.
+        readers: Names of the operators whose weights are multiplied.
+        scales: Scale of every channel, positive, packed by `lowbit.plan.packed`.
+        reason: What it gains, e.g. `output error 9 % -> 7 % by awq at 0.25, absorbed by LayerNormalization`.
+    """
+
+    tensor: str
+    readers: tuple[str, ...]
+    scales: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Every decision about one model for one target; applying it again gives the same bytes.
 
@@ -90,6 +107,7 @@ class Plan:
         activations: One entry for every statically quantized tensor.
         options: The recipe's options that shaped the artifact (calibration, seed …), plain values.
         warnings: What the user should know before trusting the artifact.
+        migrations: Scales that are moved before anything is rounded.
     """
 
     target: str
@@ -99,6 +117,7 @@ class Plan:
     activations: tuple[ActivationPlan, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    migrations: tuple[MigrationPlan, ...] = ()
     version: int = PLAN_VERSION
 
     def site(self, node: str) -> SitePlan:
@@ -118,6 +137,10 @@ class Plan:
         data["sites"] = [_without_defaults(site, SitePlan) for site in self.sites]
         data["activations"] = [dataclasses.asdict(tensor) for tensor in self.activations]
         data["warnings"] = list(self.warnings)
+        moved = [{**dataclasses.asdict(each), "readers": list(each.readers)} for each in self.migrations]
+        del data["migrations"]
+        if moved:
+            data["migrations"] = moved
         return {"version": data.pop("version"), **data}
 
     @classmethod
@@ -137,6 +160,9 @@ class Plan:
         try:
             sites = tuple(SitePlan(**{**site, "notes": tuple(site.get("notes", ()))}) for site in data["sites"])
             activations = tuple(ActivationPlan(**tensor) for tensor in data.get("activations", ()))
+            migrations = tuple(
+                MigrationPlan(**{**each, "readers": tuple(each["readers"])}) for each in data.get("migrations", ())
+            )
             plan = cls(
                 target=data["target"],
                 method=data["method"],
@@ -145,6 +171,7 @@ class Plan:
                 activations=activations,
                 options=dict(data.get("options", {})),
                 warnings=tuple(data.get("warnings", ())),
+                migrations=migrations,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise RecipeError(

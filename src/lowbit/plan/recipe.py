@@ -31,7 +31,8 @@ Method = Literal["auto", "best", "static", "dynamic", "weight-only"]
 Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
-Rounding = Literal["nearest", "compensated", "learned"]
+Smooth = Literal["none", "smoothquant", "awq"]
+Rounding = Literal["nearest", "compensated", "gptq", "learned"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 OPTIMIZE: tuple[Optimize, ...] = get_args(Optimize)
@@ -75,10 +76,14 @@ class Recipe:
         percentile: Percentage of values that `percentile` keeps.
         weight_range: How weight ranges are chosen.
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
-        rounding: `compensated` rounds the weights of static operators so that their errors cancel at the output, as far
-            as the inputs in calibration are correlated; `nearest` rounds each to nearest; `learned` restores the float
-            outputs block by block, learning roundings, scales and biases by gradient.
+        rounding: `compensated` rounds weights so that their errors cancel at the output, as far as the inputs in
+            calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `learned` then
+            restores the float outputs block by block, learning roundings, scales and biases by gradient; `nearest`
+            rounds each to nearest.
         time: Seconds that learning may take; `None` sets no limit.
+        equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
+        smooth: Whether scales move from activations to the weights that read them: `smoothquant` where activations have
+            outliers, `awq` where only weights are rounded.
         exclude: Patterns of operators that stay in float; see `Rule.pattern`.
         rules: Overrides, the last one that matches wins.
         io: `int8` lets the model take and return codes where its inputs and outputs are quantized.
@@ -103,6 +108,8 @@ class Recipe:
     bias_correction: bool = True
     rounding: Rounding = "compensated"
     time: float | None = None
+    equalize: bool = False
+    smooth: Smooth = "none"
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     io: Io = "float"
@@ -115,7 +122,10 @@ class Recipe:
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
         _one_of("rounding", self.rounding, get_args(Rounding))
+        _one_of("smooth", self.smooth, get_args(Smooth))
         _one_of("io", self.io, get_args(Io))
+        if not isinstance(self.equalize, bool):
+            raise RecipeError(f"equalize is {self.equalize!r}", remedy="use true or false")
         if not 50.0 <= self.percentile <= 100.0:
             raise RecipeError(f"percentile is {self.percentile}", remedy="use a percentage from 50 to 100")
         for label, limit, lowest in (

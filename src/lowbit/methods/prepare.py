@@ -1,0 +1,105 @@
+"""Float models made easier to quantize, which compute the same: what is done before sites are looked for.
+
+Plans are made for the cleaned model. What they ask for beforehand is part of them, so that applying one does it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowbit.exceptions import RecipeError
+from lowbit.graph import digest
+from lowbit.methods.equalize import equalize
+from lowbit.methods.migrate import apply_migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from lowbit.plan.plan import MigrationPlan, Plan
+    from lowbit.plan.recipe import Recipe
+
+__all__ = ["PREPARED_KEY", "Prepared", "migrated", "prepare", "prepared_for", "source_digest"]
+
+PREPARED_KEY = "lowbit.prepared_from"
+"""Entry of a prepared model's metadata, in memory only: the digest of the cleaned model that it was made from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A float model that is ready to be planned for.
+
+    Attributes:
+        model: The cleaned model itself, if there was nothing to do.
+        migrations: Scales that were moved, for the plan.
+        notes: What was done and what not, in words.
+    """
+
+    model: ir.Model
+    migrations: tuple[MigrationPlan, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def prepare(model: ir.Model, recipe: Recipe) -> Prepared:
+    """Do what a recipe asks for before sites are looked for.
+
+    Args:
+        model: The cleaned model; left unchanged.
+        recipe: The recipe.
+    """
+    if not recipe.equalize:
+        return Prepared(model=model)
+    found = equalize(model)
+    return Prepared(model=_marked(found.model, model), notes=found.notes)
+
+
+def prepared_for(model: ir.Model, plan: Plan) -> ir.Model:
+    """Return the float model that a plan's entries are about.
+
+    Args:
+        model: The cleaned model, or one that was prepared from it already; left unchanged.
+        plan: The plan.
+
+    Raises:
+        RecipeError: The plan was made for another model.
+    """
+    if source_digest(model) != plan.model_sha256:
+        raise RecipeError(
+            "the plan does not fit this model",
+            cause="it was made for a model with other operators or weights",
+            remedy="make a new plan with --save-plan",
+        )
+    equalized = bool(plan.options.get("equalize", False))
+    if PREPARED_KEY in model.metadata_props or not (equalized or plan.migrations):
+        return model
+    result = equalize(model).model if equalized else model
+    return _marked(apply_migrations(result, plan.migrations), model)
+
+
+def migrated(prepared: Prepared, migrations: Sequence[MigrationPlan], notes: Sequence[str]) -> Prepared:
+    """Move scales in a model that was equalized or not.
+
+    Args:
+        prepared: What `prepare` returned.
+        migrations: What to move.
+        notes: What was done and what not, in words.
+    """
+    both = (*prepared.notes, *notes)
+    if not migrations:
+        return Prepared(model=prepared.model, notes=both)
+    source = source_digest(prepared.model)
+    moved = apply_migrations(prepared.model, migrations)
+    moved.metadata_props[PREPARED_KEY] = source
+    return Prepared(model=moved, migrations=tuple(migrations), notes=both)
+
+
+def source_digest(model: ir.Model) -> str:
+    """Return the digest of the cleaned model that a model is or was prepared from."""
+    return model.metadata_props.get(PREPARED_KEY) or digest(model)
+
+
+def _marked(prepared: ir.Model, source: ir.Model) -> ir.Model:
+    prepared.metadata_props[PREPARED_KEY] = digest(source)
+    return prepared
