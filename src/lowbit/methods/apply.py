@@ -219,12 +219,12 @@ def _fill_depth(editor: Editor, site: Site, coded: dict[ir.Value, ActivationPlan
 
 
 def fills_depth(site: Site, multiple: int) -> bool:
-    """Whether a site's input and weight get channels of zeros in an artifact for a target with this `depth_multiple`."""
+    """Whether a site's input and weight get channels of zeros for a target with this `depth_multiple`."""
     if site.op_type != "Conv" or site.attribute("group", 1) != 1:
         return False
     shape = site.weight_array().shape
     # Deep layers have full groups anyway; one that has not would pay more for the copy than it gains.
-    return padded_channels(shape, multiple) != shape[1] and shape[1] <= _ENTRY_CHANNELS
+    return bool(padded_channels(shape, multiple) != shape[1] and shape[1] <= _ENTRY_CHANNELS)
 
 
 # What counts as an image: one to four channels.

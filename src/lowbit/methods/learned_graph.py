@@ -107,7 +107,9 @@ def _quantize(
             for use in value.uses()
             if everyone or (use.node in readers and use.idx in readers[use.node].activations)
         ]
-        zero_point = editor.constant(graph, f"{tensor.tensor}/zero_point", np.float32(tensor.zero_point))
+        zero_point = editor.constant(
+            graph, f"{tensor.tensor}/zero_point", np.asarray(tensor.zero_point, dtype=np.float32)
+        )
         node = ir.node(
             OPERATOR,
             [value, scale, zero_point, dropped],

@@ -180,5 +180,7 @@ def _weight_error(
     if rounding != "nearest":
         low, high = placed.code_range()
         limits = CodeLimits(low=int(low), high=int(high))
-        codes = better_codes(weight, codes, scale, zero_point, moments, limits, rounding)
+        # What is learned afterwards starts from GPTQ.
+        kind = "gptq" if rounding == "learned" else rounding
+        codes = better_codes(weight, codes, scale, zero_point, moments, limits, kind)
     return float(output_errors(weight, codes, scale, moments, zero_point).sum())

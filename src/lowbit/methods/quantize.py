@@ -618,7 +618,6 @@ def _learned(work: _Work, plan: Plan) -> Plan:
     with work.stages("Learn block by block", None) as advance:
         return reconstruct(
             work.model,
-            work.sites,
             plan,
             work.target,
             work.calibration_data,

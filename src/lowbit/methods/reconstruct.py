@@ -1,9 +1,9 @@
 """Restoring a quantized model block by block: roundings, weight scales, biases and activation scales are learned.
 
 One block after the other is trained to give the float block's outputs from what the quantized blocks before it give
-(Li et al., BRECQ, 2021; Wei et al., QDrop, 2022), with the roundings of AdaRound. What was learned goes into the plan, so
-that applying it needs neither data nor PyTorch. A block that is no better on samples it has not learned from keeps what
-it had.
+(Li et al., BRECQ, 2021; Wei et al., QDrop, 2022), then all of them together. What was learned goes into the plan, so
+that applying it needs neither data nor PyTorch. A block that is no better on samples it has not learned from keeps what it
+had.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from lowbit.formats import Format, Parameters, parse_format, quantize
-from lowbit.methods.learned_graph import DROPPED, LearnedGraph, block_module, for_any_batch, learned_graph
+from lowbit.methods.learned_graph import DROPPED, block_module, for_any_batch, learned_graph
 from lowbit.methods.site_weights import final_bias
 from lowbit.methods.weights import EncodedWeight, encode_weight, kernel_matrix, rerounded
 from lowbit.plan.packed import pack_floats, pack_steps, unpack_floats
+from lowbit.plan.sites import Site, find_sites
+from lowbit.reconstruction.learned_rounding import LearnedRounding
 from lowbit.reconstruction.learning import BlockLearner, LearnedBias, LearnedBlock, Schedule
 from lowbit.reconstruction.partition import Block, partition
-from lowbit.reconstruction.learned_rounding import LearnedRounding
 from lowbit.reconstruction.store import TensorStore
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from lowbit.interpreter import Interpreter
     from lowbit.plan.plan import ActivationPlan, Plan, SitePlan
-    from lowbit.plan.sites import Site
     from lowbit.rounding import RangeMethod
     from lowbit.runtime.session import Feed
     from lowbit.targets import Target
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["Reconstruction", "reconstruct"]
 
 _LEARNED = frozenset({"static", "weight-only"})
+# Share of the time that blocks get before all of them learn together.
+_BLOCKS_SHARE = 0.6
 _HELD_OUT = 0.2
 _INT8_MAXIMUM = 127
 _MOST_HELD_OUT = 32
@@ -65,12 +67,12 @@ class Reconstruction:
 
 def reconstruct(
     model: ir.Model,
-    sites: Sequence[Site],
     plan: Plan,
     target: Target,
     feeds: Iterable[Feed],
     *,
     schedule: Schedule | None = None,
+    whole: Schedule | None = None,
     seconds: float | None = None,
     seed: int = 0,
     memory: int = 2 << 30,
@@ -80,11 +82,11 @@ def reconstruct(
 
     Args:
         model: The cleaned float model; left unchanged.
-        sites: Its sites.
         plan: The plan to start from.
         target: Where the model will run.
         feeds: Calibration samples; all of them are held, as far as `memory` allows in memory, beyond it on disk.
         schedule: How long and how fast every block learns.
+        whole: The same for all blocks together afterwards, for the outputs of the model; `None` leaves it out.
         seconds: Time for all blocks; schedules are shortened to keep it, and what is learned then depends on how fast
             this machine is. `None` is no limit.
         seed: Of batches and dropping.
@@ -96,21 +98,39 @@ def reconstruct(
     """
     schedule = dataclasses.replace(schedule or Schedule(), seed=seed)
     started = time.monotonic()
-    entries = {entry.node: entry for entry in plan.sites}
-    chosen = {
-        site.path: site
-        for site in sites
-        if entries[site.path].execution in _LEARNED and _learnable(site, entries[site.path])
-    }
+    until = None if seconds is None else started + seconds
+    batched = for_any_batch(model)
+    sites = find_sites(batched, target)
     grouped = [
         [node for node in (site.node, site.bias_node, *site.fused) if node is not None]
         for site in sites
         if site.weight_index is not None and not site.subgraph
     ]
-    blocks = partition(model.graph, grouped)
-    batched = for_any_batch(model)
-    learned = learned_graph(batched, plan, target, chosen)
-    learner = _Learner(batched, plan, target, chosen, entries, learned, schedule)
+    blocks = partition(batched.graph, grouped)
+    found: dict[str, LearnedBlock] = {}
+    feeds = list(feeds)
+    # The blocks one after the other, then all of them together.
+    passes = [(blocks, schedule, 1.0 if whole is None else _BLOCKS_SHARE)]
+    if whole is not None and len(blocks) > 1:
+        passes.append((partition(batched.graph, grouped, fewest=len(grouped) + 1), whole, 1.0))
+    for parts, pace, share in passes:
+        left = None if until is None else (until - time.monotonic()) * share
+        learner = _Learner(batched, sites, plan, target, dataclasses.replace(pace, seed=seed))
+        found |= _pass(learner, parts, feeds, memory, left, advance)
+        plan = learner.planned()
+    return Reconstruction(plan=plan, blocks=found, seconds=time.monotonic() - started)
+
+
+def _pass(
+    learner: _Learner,
+    blocks: Sequence[Block],
+    feeds: Iterable[Feed],
+    memory: int,
+    seconds: float | None,
+    advance: Callable[[], None],
+) -> dict[str, LearnedBlock]:
+    """Learn all blocks, one after the other."""
+    started = time.monotonic()
     found: dict[str, LearnedBlock] = {}
     with TensorStore(memory // 2) as exact, TensorStore(memory // 2) as coded:
         samples = 0
@@ -130,7 +150,7 @@ def reconstruct(
             exact.keep_only(later)
             coded.keep_only(later)
             advance()
-    return Reconstruction(plan=learner.planned(), blocks=found, seconds=time.monotonic() - started)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,15 +186,19 @@ class _Learner:
     def __init__(
         self,
         model: ir.Model,
+        sites: Sequence[Site],
         plan: Plan,
         target: Target,
-        sites: dict[str, Site],
-        entries: dict[str, SitePlan],
-        learned: LearnedGraph,
         schedule: Schedule,
     ) -> None:
-        self.model, self.plan, self.target = model, plan, target
-        self.sites, self.entries, self.learned, self.schedule = sites, entries, learned, schedule
+        self.model, self.plan, self.target, self.schedule = model, plan, target, schedule
+        self.entries = {entry.node: entry for entry in plan.sites}
+        self.sites = {
+            site.path: site
+            for site in sites
+            if self.entries[site.path].execution in _LEARNED and _learnable(site, self.entries[site.path])
+        }
+        self.learned = learned_graph(model, plan, target, self.sites)
         self.tensors = {tensor.tensor: tensor for tensor in plan.activations}
         self.scales = {name: math.log(tensor.scale) for name, tensor in self.tensors.items()}
         self.method: RangeMethod = plan.options.get("weight_range", "minmax")
@@ -244,7 +268,8 @@ class _Learner:
         }
         inside = {value.name for node in block.nodes for value in node.outputs} - set(block.outputs)
         free = frozenset(
-            name for tensor, name in self.learned.scales.items()
+            name
+            for tensor, name in self.learned.scales.items()
             if name in scales and tensor in self.alone and (tensor in inside or tensor in block.inputs)
         )
         learner = BlockLearner(
@@ -271,9 +296,7 @@ class _Learner:
     ) -> LearnedBlock:
         testing = [_given(learner.module, block, stream.coded, sample) for sample in stream.testing]
         targets = [wanted[sample] for sample in stream.testing]
-        start = {
-            self.learned.weights[path]: torch.from_numpy(one.decode().copy()) for path, one in encoded.items()
-        }
+        start = {self.learned.weights[path]: torch.from_numpy(one.decode().copy()) for path, one in encoded.items()}
         before = learner.error(testing, targets, start)
         state = learner.state()
         schedule = self.schedule
@@ -281,7 +304,8 @@ class _Learner:
         batches = _Batches(learner.module, block, stream, wanted, schedule.batch, together=together)
 
         def judge() -> float:
-            return learner.error(testing, targets, learner.hard())
+            found: float = learner.error(testing, targets, learner.hard())
+            return found
 
         if seconds is not None:
             steps = _affordable(learner, batches, judge, schedule, seconds)
@@ -406,9 +430,7 @@ def _affordable(
     return max(min(schedule.steps, int((seconds - judging) / max(each, 1e-9))), 1)
 
 
-def _batchable(
-    plain: Interpreter, block: Block, stream: _Stream, wanted: dict[int, tuple[torch.Tensor, ...]]
-) -> bool:
+def _batchable(plain: Interpreter, block: Block, stream: _Stream, wanted: dict[int, tuple[torch.Tensor, ...]]) -> bool:
     """Whether samples can be joined along their first axis: all of one shape, and two at once give what each gives."""
     first = {name: stream.exact.get(name, 0) for name in block.inputs}
     if any(tensor.ndim == 0 for tensor in (*first.values(), *wanted[0])) or stream.samples < 2:

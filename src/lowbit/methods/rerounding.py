@@ -8,7 +8,7 @@ the optimum already.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -68,8 +68,8 @@ class Rerounding:
 
 def first_rounding(recipe: Recipe, target: Target) -> Kind:
     """Return how weights are rounded before anything is learned: by GPTQ at fewer than 8 bits."""
-    if recipe.rounding in {"compensated", "gptq"}:
-        return cast("Kind", recipe.rounding)
+    if recipe.rounding == "compensated" or recipe.rounding == "gptq":
+        return recipe.rounding
     few = parse_format(recipe.weights or target.weights).element.maximum < np.iinfo(np.int8).max
     return "gptq" if few else "compensated"
 

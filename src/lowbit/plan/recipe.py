@@ -161,7 +161,7 @@ class Recipe:
         return chosen
 
     def resolved(self) -> Recipe:
-        """Return the recipe with `best` spelled out: what `auto` chooses, learned, from ranges of least squared error."""
+        """Return the recipe with `best` spelled out: what `auto` chooses, learned, from ranges of least error."""
         if self.method != "best":
             return self
         weight_range = "mse" if self.weight_range == "minmax" else self.weight_range

@@ -35,7 +35,8 @@ def learned_quantize(
     if torch.is_grad_enabled() and float(dropped) > 0 and x.ndim > 1:
         # NOTE: QDrop drops single elements; whole rows take a hundredth of the random numbers, which cost the most.
         keep = (torch.rand(*x.shape[:-1], 1, device=x.device) < dropped).to(x.dtype)
-    result: torch.Tensor = _Quantize.apply(x, log_scale, zero_point, keep, float(call.get("low")), float(call.get("high")))
+    low, high = float(call.get("low")), float(call.get("high"))
+    result: torch.Tensor = _Quantize.apply(x, log_scale, zero_point, keep, low, high)
     return result
 
 
@@ -61,7 +62,9 @@ class _Quantize(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None, None]:
+    def backward(
+        context: Any, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None, None]:
         x, y, keep = context.saved_tensors
         bottom, top = context.ends
         # The gradient of a clamp in one pass; at the very ends it is 0, where that of ReLU is 0 too.

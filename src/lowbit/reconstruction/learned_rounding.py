@@ -18,6 +18,7 @@ __all__ = ["LearnedRounding", "SignDescent"]
 
 # How far from its weight, or from the code that it started with, a position may move, in steps.
 _REACH = 1.0
+_MARGIN = 0.25
 
 
 class LearnedRounding(torch.nn.Module):
@@ -53,8 +54,8 @@ class LearnedRounding(torch.nn.Module):
         self.low, self.high = float(low), float(high)
         offset = torch.zeros((), dtype=weight.dtype) if zero_point is None else spread(zero_point)
         exact = weight / spread(scale) + offset
-        # The place nearest to the weight that still rounds to its code.
-        margin = 0.5 - 1e-3
+        # Towards the weight, but far enough from the next code that only a steady gradient leads there.
+        margin = _MARGIN
         start = torch.minimum(torch.maximum(exact, codes - margin), codes + margin)
         self.register_buffer("zero_point", offset)
         self.register_buffer("bottom", torch.minimum(exact, start) - _REACH)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["BlockLearner", "LearnedBias", "LearnedBlock", "Schedule"]
 
 
+Batches = tuple[list[dict[str, torch.Tensor]], list[tuple[torch.Tensor, ...]]]
+"""What a block reads, by name, and what it should give."""
+
+
 class LearnedBias(torch.nn.Module):
     """A bias that moves in units of its own size, so that one learning rate fits all.
 
@@ -117,7 +121,10 @@ class BlockLearner:
         known = set(self.module.input_names)
         biases = {name: bias() for name, bias in self.biases.items()}
         named = {**sample, **self.fixed, **weights, **biases, **self.scales, self.dropped: torch.tensor(dropped)}
-        return self.module(**{name: value for name, value in named.items() if name in known})
+        outputs: tuple[torch.Tensor, ...] = self.module(
+            **{name: value for name, value in named.items() if name in known}
+        )
+        return outputs
 
     def hard(self) -> dict[str, torch.Tensor]:
         """Return the decoded weights of the codes that are chosen now."""
@@ -141,7 +148,7 @@ class BlockLearner:
 
     def learn(
         self,
-        batches: Callable[[torch.Generator], tuple[Sequence[Mapping[str, torch.Tensor]], Sequence[Sequence[torch.Tensor]]]],
+        batches: Callable[[torch.Generator], Batches],
         judge: Callable[[], float],
         schedule: Schedule,
         advance: Callable[[], None] = lambda: None,
@@ -214,5 +221,5 @@ class BlockLearner:
         return (error, self.state()) if error < best else (best, kept)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        modules = [*self.weights.values(), *self.biases.values()]
+        modules: list[torch.nn.Module] = [*self.weights.values(), *self.biases.values()]
         return [*(parameter for module in modules for parameter in module.parameters()), *self.scales.values()]

@@ -1,12 +1,13 @@
 """Cutting a graph into blocks that can be learned one after the other.
 
-A block is a run of nodes in topological order. Where a single tensor crosses from one node to the next, as at the end of
-a residual block, a cut separates what is behind it completely (Li et al., BRECQ: Pushing the Limit of Post-Training
+A block is a run of nodes in topological order. Where a single tensor crosses from one node to the next, as at the end
+of a residual block, a cut separates what is behind it completely (Li et al., BRECQ: Pushing the Limit of Post-Training
 Quantization by Block Reconstruction, 2021).
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ def partition(
             count = sum(number for end, number in ends.items() if narrowest < end <= index)
             narrowest = None
     cuts.append(len(nodes))
-    blocks = [_block(graph, nodes[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False) if stop > start]
+    blocks = [_block(graph, nodes[start:stop]) for start, stop in itertools.pairwise(cuts) if stop > start]
     return tuple(blocks)
 
 

@@ -134,7 +134,8 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
     ]
     if all(bound is None for bound in bounds):
         return x
-    if x.dtype == torch.float32 and x.device.type == "cpu" and not any(one is not None and one.requires_grad for one in bounds):
+    learned = any(bound is not None and bound.requires_grad for bound in bounds)
+    if x.dtype == torch.float32 and x.device.type == "cpu" and not learned:
         # With numbers for bounds, the gradient is one pass over memory in place of six.
         return torch.clamp(x, *(None if bound is None else float(bound) for bound in bounds))
     ordered = [None if bound is None else to_ordered(bound) for bound in bounds]
