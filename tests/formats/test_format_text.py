@@ -76,12 +76,13 @@ def test_what_is_not_a_format_is_refused(text: str) -> None:
 
 def test_an_unknown_element_names_the_known_ones() -> None:
     with pytest.raises(FormatError) as caught:
-        element("nf4")
+        element("nf5")
     assert all(name in str(caught.value) for name in ELEMENTS)
 
 
 def test_elements_are_found_by_their_storage() -> None:
-    assert all(element_of_storage(each.storage) is each for each in ELEMENTS.values())
+    plain = [each for each in ELEMENTS.values() if each.kind != "codebook"]
+    assert all(element_of_storage(each.storage) is each for each in plain)
     with pytest.raises(FormatError, match="COMPLEX64"):
         element_of_storage(ir.DataType.COMPLEX64)
 
