@@ -1,0 +1,90 @@
+"""One codebook for a whole weight under scales of its channels or blocks, each fitted to the other.
+
+Levels, codes and scales are chosen in turn, each the best given the other two: `Σ h (w - s · l[c])²` never rises.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowbit.formats import Format, Parameters, PerChannel, choose_parameters, dequantize, quantize
+from lowbit.rounding.codebook import learn_codebook
+from lowbit.rounding.group_sums import group_sums
+from lowbit.rounding.weight_range import weight_range
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["learned_parameters"]
+
+_ROUNDS = 3
+# A channel with fewer weights for each of its levels shares them with all others: its own would add more than two bits
+# to every weight.
+_WEIGHTS_PER_LEVEL = 16
+
+
+def learned_parameters(
+    weight: NDArray[np.float32], fmt: Format, importance: NDArray[np.floating] | None = None
+) -> Parameters:
+    """Learn the levels of a weight, and its scales where it needs some.
+
+    Per channel, each channel of enough weights gets levels of its own and no scale; otherwise all share their levels,
+    and each has its scale. Per tensor there is one set of levels, and per block one under a scale for every block.
+
+    Args:
+        weight: Any shape, float32.
+        fmt: Format of a learned codebook, on the axes of this weight.
+        importance: Weights of the squared errors, of a shape that broadcasts; `None` is 1 for all.
+
+    Raises:
+        FormatError: The weight holds NaN or infinity, or the importance is negative.
+    """
+    entries = len(fmt.element.levels)
+    shape = fmt.granularity.scale_shape(weight.shape)
+    zero_point = np.zeros(shape, dtype=fmt.element.dtype)
+    if own_levels(weight.shape, fmt):
+        axis = fmt.granularity.axis if isinstance(fmt.granularity, PerChannel) else 0
+        channels = weight.shape[axis] if isinstance(fmt.granularity, PerChannel) else 1
+        rows = np.moveaxis(weight, axis, 0).reshape(channels, -1)
+        if importance is not None:
+            importance = np.moveaxis(np.broadcast_to(importance, weight.shape), axis, 0).reshape(channels, -1)
+        levels = learn_codebook(rows, entries, importance)
+        own = levels if isinstance(fmt.granularity, PerChannel) else levels[0]
+        return Parameters(np.ones(shape, dtype=np.float32), zero_point, own)
+    return _shared(weight, fmt, importance)
+
+
+def own_levels(shape: tuple[int, ...], fmt: Format) -> bool:
+    """Whether whatever shares a scale has learned levels of its own, so that it needs no scale."""
+    scales = fmt.granularity.scale_shape(shape)
+    if not scales:
+        return True
+    per_channel = int(np.prod(shape)) // max(scales[0], 1)
+    return isinstance(fmt.granularity, PerChannel) and per_channel >= _WEIGHTS_PER_LEVEL * len(fmt.element.levels)
+
+
+def _shared(weight: NDArray[np.float32], fmt: Format, importance: NDArray[np.floating] | None) -> Parameters:
+    h = np.ones(weight.shape) if importance is None else np.broadcast_to(importance, weight.shape).astype(np.float64)
+    parameters = choose_parameters(*weight_range(weight, fmt), fmt)
+    levels = None
+    for _ in range(_ROUNDS):
+        scale = fmt.granularity.broadcast(parameters.scale.astype(np.float64), weight.shape)
+        # In units of the scale, an error counts with its square.
+        unit = (weight / scale).reshape(1, -1)
+        weights = (h * np.square(scale)).reshape(1, -1)
+        levels = learn_codebook(unit, len(fmt.element.levels), weights, start="best" if levels is None else levels)
+        parameters = Parameters(parameters.scale, parameters.zero_point, levels[0])
+        parameters = _rescaled(weight, fmt, h, parameters)
+    return parameters
+
+
+def _rescaled(weight: NDArray[np.float32], fmt: Format, h: NDArray[np.float64], parameters: Parameters) -> Parameters:
+    """Return the scales of least squared error for the codes of the present ones: `s' = s · Σ h w ŵ / Σ h ŵ²`."""
+    decoded = dequantize(quantize(weight, parameters, fmt), parameters, fmt).astype(np.float64)
+    along = group_sums(h * weight * decoded, fmt.granularity)
+    power = group_sums(h * np.square(decoded), fmt.granularity)
+    factor = np.divide(along, power, out=np.ones_like(along), where=(power > 0) & (along > 0))
+    scale = np.maximum(parameters.scale * factor, np.finfo(np.float32).tiny).astype(np.float32)
+    return Parameters(scale, parameters.zero_point, parameters.levels)
