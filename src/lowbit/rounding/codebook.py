@@ -29,6 +29,8 @@ _ARRIVED = 1e-6
 # Values of a row from which on it is counted into bins instead of sorted; the bins.
 _MANY = 1 << 14
 _BINS = 1 << 13
+# Cells of equal weight that a row is cut into to see where its weights are dense.
+_CELLS = 512
 # Candidates for the edge between two levels where the optimum is searched for.
 _EDGES = 512
 # Costs of runs that one search for exact levels may look at.
@@ -49,7 +51,8 @@ def learn_codebook(
         values: `[G, n]`, a row for every codebook.
         entries: Levels of each, k.
         importance: Weights of the values' squared errors, of a shape that broadcasts; `None` is 1 for all.
-        start: Levels to improve on. `linear` are evenly spaced over the row; `density` are quantiles; `k-means++` are
+        start: Levels to improve on. `linear` are evenly spaced over the row; `density` are as close together as
+            many levels are in the optimum, by the cube root of the density (Panter and Dite, 1951); `k-means++` are
             values picked at random, far ones more probably (Arthur and Vassilvitskii, 2007); `exact` is the optimum of
             dynamic programming over the edges between levels, all of them in rows of at most 512 values (Wang and Song,
             Ckmeans.1d.dp, 2011); `best` takes the best of `linear`, `density` and, where affordable, `exact`. Or `[G,
@@ -128,8 +131,7 @@ class _Rows:
         if start == "linear":
             return np.linspace(self.values[:, 0], self.values[:, -1], entries, axis=1)
         if start == "density":
-            ranks = (np.arange(entries) + 0.5) / entries * self.values.shape[1]
-            return self.values[:, ranks.astype(np.intp)]
+            return self._dense(entries)
         return self._scattered(entries, seed) if start == "k-means++" else self._optimal(entries)
 
     def improved(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -161,6 +163,22 @@ class _Rows:
         # Sums of many numbers may stray from the run that they are the mean of by a rounding error.
         ordered: NDArray[np.float64] = np.maximum.accumulate(means, axis=1)
         return ordered
+
+    def _dense(self, entries: int) -> NDArray[np.float64]:
+        """Place levels as densely as the cube root of the weights' density, the best for many levels."""
+        cells = min(self.values.shape[1], _CELLS)
+        # Cells of equal weight: their density is the inverse of their width.
+        wanted = self.mass[:, -1:] * np.linspace(0.0, 1.0, cells + 1)
+        ends = np.take_along_axis(
+            self.values, np.minimum(_ranks(self.mass[:, 1:], wanted), self.values.shape[1] - 1), axis=1
+        )
+        share = _running(np.diff(ends, axis=1) ** (2 / 3))
+        targets = share[:, -1:] * ((np.arange(entries) + 0.5) / entries)
+        cell = np.minimum(_ranks(share[:, 1:], targets), cells - 1)
+        before, after = np.take_along_axis(share, cell, axis=1), np.take_along_axis(share, cell + 1, axis=1)
+        inside = np.divide(targets - before, after - before, out=np.zeros_like(targets), where=after > before)
+        left, right = np.take_along_axis(ends, cell, axis=1), np.take_along_axis(ends, cell + 1, axis=1)
+        return left + inside * (right - left)
 
     def _scattered(self, entries: int, seed: int) -> NDArray[np.float64]:
         generator = np.random.default_rng(seed)
