@@ -5,11 +5,12 @@ Levels, codes and scales are chosen in turn, each the best given the other two: 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowbit.formats import Format, Parameters, PerChannel, choose_parameters, dequantize, quantize
+from lowbit.formats import Format, Parameters, PerChannel, PerTensor, choose_parameters, dequantize, quantize
 from lowbit.rounding.codebook import learn_codebook
 from lowbit.rounding.group_sums import group_sums
 from lowbit.rounding.weight_range import weight_range
@@ -45,24 +46,31 @@ def learned_parameters(
     shape = fmt.granularity.scale_shape(weight.shape)
     zero_point = np.zeros(shape, dtype=fmt.element.dtype)
     if own_levels(weight.shape, fmt):
-        axis = fmt.granularity.axis if isinstance(fmt.granularity, PerChannel) else 0
-        channels = weight.shape[axis] if isinstance(fmt.granularity, PerChannel) else 1
-        rows = np.moveaxis(weight, axis, 0).reshape(channels, -1)
-        if importance is not None:
-            importance = np.moveaxis(np.broadcast_to(importance, weight.shape), axis, 0).reshape(channels, -1)
-        levels = learn_codebook(rows, entries, importance)
+        h = None if importance is None else _rows(np.broadcast_to(importance, weight.shape), fmt)
+        levels = learn_codebook(_rows(weight, fmt), entries, h)
         own = levels if isinstance(fmt.granularity, PerChannel) else levels[0]
         return Parameters(np.ones(shape, dtype=np.float32), zero_point, own)
     return _shared(weight, fmt, importance)
 
 
 def own_levels(shape: tuple[int, ...], fmt: Format) -> bool:
-    """Whether whatever shares a scale has learned levels of its own, so that it needs no scale."""
-    scales = fmt.granularity.scale_shape(shape)
-    if not scales:
+    """Whether what shares a scale has learned levels of its own, so that it needs no scale.
+
+    Those are whole tensors, and channels along the first or last axis with enough weights.
+    """
+    if isinstance(fmt.granularity, PerTensor):
         return True
-    per_channel = int(np.prod(shape)) // max(scales[0], 1)
-    return isinstance(fmt.granularity, PerChannel) and per_channel >= _WEIGHTS_PER_LEVEL * len(fmt.element.levels)
+    if not isinstance(fmt.granularity, PerChannel) or fmt.granularity.axis % len(shape) not in {0, len(shape) - 1}:
+        return False
+    weights = math.prod(shape) // max(shape[fmt.granularity.axis], 1)
+    return weights >= _WEIGHTS_PER_LEVEL * len(fmt.element.levels)
+
+
+def _rows(array: NDArray[Any], fmt: Format) -> NDArray[Any]:
+    """Return a row for every channel, or one for the whole tensor."""
+    if not isinstance(fmt.granularity, PerChannel):
+        return array.reshape(1, -1)
+    return np.moveaxis(array, fmt.granularity.axis, 0).reshape(array.shape[fmt.granularity.axis], -1)
 
 
 def _shared(weight: NDArray[np.float32], fmt: Format, importance: NDArray[np.floating] | None) -> Parameters:
