@@ -95,7 +95,7 @@ def test_small_problems_come_close_to_their_optimum() -> None:
 
 @pytest.mark.parametrize(
     ("codes", "scale", "moment"),
-    [((3, 2), (2,), (1, 4, 4)), ((4, 2), (1,), (1, 4, 4)), ((4, 2), (2,), (1, 3, 3)), ((4, 2), (2,), (3, 4, 4))],
+    [((3, 2), (2,), (1, 4, 4)), ((4, 2), (3,), (1, 4, 4)), ((4, 2), (2,), (1, 3, 3)), ((4, 2), (2,), (3, 4, 4))],
 )
 def test_shapes_that_do_not_fit_are_refused(
     codes: tuple[int, ...], scale: tuple[int, ...], moment: tuple[int, ...]

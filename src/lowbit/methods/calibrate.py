@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lowbit.methods.rerounding import Rerounding
+
 __all__ = ["Calibration", "Watch", "calibrate", "observed_shapes"]
 
 
@@ -63,7 +65,7 @@ class Calibration:
     averages: dict[str, Range]
     means: dict[str, NDArray[np.float32]]
     samples: int
-    roundings: Mapping[str, str] = field(default_factory=dict)
+    roundings: Mapping[str, Rerounding] = field(default_factory=dict)
 
 
 def calibrate(

@@ -16,6 +16,7 @@ from lowbit.graph.constants import constant_array, is_stored_quantized
 from lowbit.graph.half import GUARDED
 from lowbit.methods.activation_ranges import activation_plans
 from lowbit.methods.calibrate import Calibration, Watch
+from lowbit.methods.rerounding import rounding_of
 from lowbit.plan.choose import Choice, NoiseBudget, choose_executions, explain_executions
 from lowbit.plan.cost import Costs, FormulaCosts
 from lowbit.plan.packed import pack_floats
@@ -289,6 +290,7 @@ def make_plan(
             found = calibration.means.get(read.name or "") if read is not None else None
             mean = pack_floats(found) if found is not None else None
         coded = execution in {"static", "half"}
+        rounding, notes = rounding_of(calibration.roundings if calibration else {}, site.path, execution, weights)
         entries.append(
             SitePlan(
                 node=site.path,
@@ -301,7 +303,8 @@ def make_plan(
                 predicted_us=_microseconds(choice.chosen_ns),
                 decode=_decode(site, weights, shapes, target) if execution == "weight-only" else None,
                 input_mean=mean,
-                rounding=calibration.roundings.get(site.path) if calibration and execution == "static" else None,
+                rounding=rounding,
+                notes=notes,
             )
         )
     return Plan(

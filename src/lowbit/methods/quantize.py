@@ -37,7 +37,7 @@ from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
-from lowbit.methods.rerounding import roundings
+from lowbit.methods.rerounding import roundings, tells
 from lowbit.methods.result import Result
 from lowbit.methods.sensitivity import everything_static, open_meter
 from lowbit.methods.stages import Stages, silent
@@ -550,23 +550,26 @@ def _attempts(recipe: Recipe, *, automatic: bool) -> Iterator[tuple[Recipe, floa
 def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> Calibration | None:
     """Calibrate what the decision needs; what is known already is not measured again."""
     watch = watch_list(work.sites, decision, work.recipe)
-    if not watch.tensors:
-        return known
-    if known is not None and set(watch.tensors) <= set(known.histograms) and set(watch.means) <= set(known.means):
-        return known
-    if work.calibration_data is None:
-        raise DataError(
-            "static quantization needs calibration data",
-            cause="the ranges of activations are measured on them",
-            remedy="give --data, or use --method dynamic or weight-only",
-        )
-    with work.stages("Calibrate", work.calibration_data.count()) as advance:
-        # A second calibration watches other tensors; the file is for the first, long one.
-        checkpoint = _checkpoint(work, watch) if known is None else None
-        found = calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
-    if work.recipe.rounding == "nearest" or "static" not in decision.executions.values():
+    found = known
+    # Weights that are only stored need no ranges, but means and moments to round by, where there are data.
+    stored = work.recipe.rounding != "nearest" and "weight-only" in decision.executions.values()
+    wanted = bool(watch.tensors) or (stored and work.calibration_data is not None and tells(work.calibration_data))
+    covered = known is not None and set(watch.tensors) <= set(known.histograms) and set(watch.means) <= set(known.means)
+    if wanted and not covered:
+        if work.calibration_data is None:
+            raise DataError(
+                "static quantization needs calibration data",
+                cause="the ranges of activations are measured on them",
+                remedy="give --data, or use --method dynamic or weight-only",
+            )
+        with work.stages("Calibrate", work.calibration_data.count()) as advance:
+            # A second calibration watches other tensors; the file is for the first, long one.
+            checkpoint = _checkpoint(work, watch) if known is None else None
+            found = calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
+    if work.recipe.rounding == "nearest":
         return found
-    plan = make_plan(work.model, work.sites, work.recipe, work.target, decision, found, work.shapes)
+    seen = found or Calibration(histograms={}, averages={}, means={}, samples=0)
+    plan = make_plan(work.model, work.sites, work.recipe, work.target, decision, seen, work.shapes)
     with work.stages("Round weights", None):
         chosen = roundings(
             work.model,
@@ -574,10 +577,11 @@ def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> C
             plan,
             work.target,
             work.calibration_data,
+            kind=work.recipe.rounding,
+            known=seen.roundings,
             seed=work.recipe.seed,
-            centred=work.recipe.bias_correction,
         )
-    return dataclasses.replace(found, roundings=chosen)
+    return dataclasses.replace(seen, roundings=chosen) if chosen else found
 
 
 def _checkpoint(work: _Work, watch: Watch) -> Checkpoint | None:

@@ -1,40 +1,85 @@
 """Codes that were rounded so that their errors cancel at the output, as differences from rounding each to nearest.
 
-The differences are part of the plan, so that applying it needs no data and gives the same bytes.
+The differences are part of the plan, so that applying it needs no data and gives the same bytes. Tables that a Gather
+reads are rounded to nearest: their second moments are diagonal, how often each row is looked up, and then nearest is
+the optimum already.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from lowbit.formats import parse_format
 from lowbit.graph.entry_channels import padded_channels
-from lowbit.methods.second_moments import second_moments
-from lowbit.methods.weights import channel_axis, encode_weight, kernel_matrix, rerounded
+from lowbit.methods.second_moments import moments_in_two
+from lowbit.methods.weights import channel_axis, encode_weight, kernel_matrix, plain_codes, rerounded
 from lowbit.plan.packed import pack_steps
-from lowbit.rounding import CodeLimits, compensated
+from lowbit.rounding import CodeLimits, compensated, gptq, legal_pairs, output_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from lowbit.data import Dataset
+    from lowbit.methods.second_moments import Moments
     from lowbit.methods.weights import EncodedWeight
-    from lowbit.plan.plan import Plan
+    from lowbit.plan.plan import Execution, Plan, SitePlan
     from lowbit.plan.sites import Site
     from lowbit.rounding import RangeMethod
     from lowbit.runtime.session import Feed
     from lowbit.targets import Target
 
-__all__ = ["roundings"]
+__all__ = ["Rerounding", "rounding_of", "roundings", "tells"]
 
-# Deeper sums need more samples than a calibration has, and square tables of this many rows.
-_DEEPEST = 2304
+Kind = Literal["compensated", "gptq"]
+
+# Square tables of this many rows are what moments take; deeper sums need more samples than a calibration has.
+_DEEPEST = {"compensated": 2304, "gptq": 4096}
+_SAMPLES = {"compensated": 32, "gptq": 128}
 # What the second moments of all groups of a convolution may take, in numbers.
 _MOST = 1 << 25
+# What the moments of all sites that are measured in one pass may take, in numbers.
+_AT_ONCE = 1 << 27
+_FARTHEST = 127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rerounding:
+    """How the codes of one site are rounded.
+
+    Attributes:
+        execution: Execution of the site that they are for.
+        weights: Weight format that they are for, as text.
+        steps: Differences from rounding to nearest, packed, for `SitePlan.rounding`; `None` if nearest is kept.
+        note: Error of the outputs before and after, in words.
+    """
+
+    execution: Execution
+    weights: str
+    steps: str | None
+    note: str
+
+
+def rounding_of(
+    known: Mapping[str, Rerounding], path: str, execution: Execution, weights: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the steps and notes of a site as it is planned: none, if it was rounded for something else."""
+    found = known.get(path)
+    if found is None or (found.execution, found.weights) != (execution, weights):
+        return None, ()
+    return found.steps, (found.note,)
+
+
+def tells(data: Dataset | None) -> bool:
+    """Whether data say what a model's tensors look like together: samples do, random numbers do not."""
+    from lowbit.data.random_source import RandomSource
+
+    return data is not None and data.name != RandomSource.name
 
 
 def roundings(
@@ -42,85 +87,214 @@ def roundings(
     sites: Sequence[Site],
     plan: Plan,
     target: Target,
-    feeds: Iterable[Feed],
+    feeds: Dataset | Iterable[Feed] | None,
     *,
+    kind: Kind = "compensated",
+    known: Mapping[str, Rerounding] | None = None,
     seed: int = 0,
-    centred: bool = True,
     advance: Callable[[], None] = lambda: None,
-) -> dict[str, str]:
-    """Round the weights of all static sites of a plan so that their errors cancel; see `lowbit.rounding.compensated`.
+) -> dict[str, Rerounding]:
+    """Round the weights of a plan so that their errors cancel; see `lowbit.rounding.compensated` and `gptq`.
+
+    Rounding to nearest is kept where it is better on samples that were held out.
 
     Args:
         model: The cleaned float model.
         sites: Its sites.
-        plan: Says which are static, in which formats and with which scales.
+        plan: Says which are static or weight-only, in which formats and with which scales.
         target: Where the model will run; its kernels set the limits of pairs.
-        feeds: Calibration samples.
-        centred: Whether biases make up for the mean of the errors.
+        feeds: Calibration samples, passed over more than once if the model is large; `None` if there are none.
+        kind: How to round.
+        known: What is known already.
         seed: Seed of which rows of the inputs are looked at.
         advance: Called after every sample.
 
     Returns:
-        By path, the differences from rounding to nearest, packed, for `SitePlan.rounding`.
+        By path, what is known and what was found.
     """
+    found = dict(known or {})
     entries = {entry.node: entry for entry in plan.sites}
-    chosen = [site for site in sites if entries[site.path].execution == "static" and _fits(site, target)]
-    if not chosen:
-        return {}
-    moments = second_moments(model, chosen, feeds, seed=seed, centred=centred, advance=advance)
-    tensors = {tensor.tensor: tensor for tensor in plan.activations}
-    method: RangeMethod = plan.options.get("weight_range", "minmax")
-    found: dict[str, str] = {}
-    for site in chosen:
+    groups: dict[tuple[object, ...], list[Site]] = {}
+    blind = _blind(feeds)
+    for site in sites:
         entry = entries[site.path]
-        read = site.node.inputs[0]
-        tensor = tensors.get((read.name or "") if read is not None else "")
-        if entry.weights is None or tensor is None or site.path not in moments:
+        if entry.weights is None or not _fits(site, entry, target, kind):
             continue
-        encoded = encode_weight(
-            site,
-            parse_format(entry.weights),
-            saturates=target.saturates and tensor.format.startswith("uint8"),
-            input_scale=tensor.scale,
-            method=method,
-            by_tap=target.pairs == "tap",
+        if site.path in found and (found[site.path].execution, found[site.path].weights) == (
+            entry.execution,
+            entry.weights,
+        ):
+            continue
+        if feeds is None or (entry.execution == "weight-only" and blind):
+            found[site.path] = Rerounding(
+                execution=entry.execution,
+                weights=entry.weights,
+                steps=None,
+                note=f"rounded to nearest: {kind} needs calibration data",
+            )
+            continue
+        # Sites that share a weight share its codes.
+        groups.setdefault((site.weight, entry.execution, entry.weights), []).append(site)
+    for chosen in _parts(list(groups.values())):
+        assert feeds is not None
+        flat = [site for group in chosen for site in group]
+        centred = frozenset(site.path for site in flat if entries[site.path].input_mean is not None)
+        moments = moments_in_two(
+            model, flat, feeds, samples=_SAMPLES[kind], seed=seed, centred=centred, advance=advance
         )
-        if encoded.codes.dtype != np.int8 or encoded.parameters.zero_point.any():
-            continue
-        steps = _steps(site, encoded, moments[site.path])
-        if steps.any():
-            found[site.path] = pack_steps(steps, kernel_matrix(site, encoded.codes))
-            rerounded(site, encoded, found[site.path])  # what is stored has to be legal
+        for group in chosen:
+            seen = [moments.pop(site.path) for site in group if site.path in moments]
+            rerounding = _rerounding(group[0], entries[group[0].path], plan, target, seen, kind) if seen else None
+            found.update({site.path: rerounding for site in group if rerounding is not None})
     return found
 
 
-def _fits(site: Site, target: Target) -> bool:
-    if site.op_type not in {"Conv", "MatMul", "Gemm"} or site.weight_index is None or site.subgraph:
+def _blind(feeds: Dataset | Iterable[Feed] | None) -> bool:
+    from lowbit.data import Dataset
+
+    return isinstance(feeds, Dataset) and not tells(feeds)
+
+
+def _parts(groups: Sequence[list[Site]]) -> Iterator[list[list[Site]]]:
+    """Yield groups of sites whose moments fit into memory together."""
+    part: list[list[Site]] = []
+    taken = 0
+    for group in groups:
+        size = sum(_size(site) for site in group)
+        if part and taken + size > _AT_ONCE:
+            yield part
+            part, taken = [], 0
+        part.append(group)
+        taken += size
+    if part:
+        yield part
+
+
+def _size(site: Site) -> int:
+    """Return how many numbers a site's moments are, both parts."""
+    weight = site.weight_array()
+    group = site.attribute("group", 1) if site.op_type == "Conv" else 1
+    depth = weight.size // weight.shape[channel_axis(site)]
+    return 2 * int(group * depth * depth)
+
+
+def _fits(site: Site, entry: SitePlan, target: Target, kind: Kind) -> bool:
+    """Whether a site's sums are ones whose moments can be measured and whose codes can be changed."""
+    if entry.execution not in {"static", "weight-only"} or site.op_type not in {"Conv", "MatMul", "Gemm"}:
+        return False
+    if site.weight_index != 1 or site.subgraph or entry.weights is None:
         return False
     shape = site.weight_array().shape
     if site.op_type != "Conv":
-        return len(shape) == 2 and shape[1 - channel_axis(site)] <= _DEEPEST
+        return len(shape) == 2 and shape[1 - channel_axis(site)] <= _DEEPEST[kind]
     depth = int(np.prod(shape[1:]))
     group = site.attribute("group", 1)
+    if depth > _DEEPEST[kind] or group * depth * depth > _MOST:
+        return False
+    if entry.execution == "weight-only":
+        return True
     padded = group == 1 and padded_channels(shape, target.depth_multiple) != shape[1]
-    by_tap = target.saturates and target.pairs == "tap" and shape[1] % 2 == 1
-    return not padded and not by_tap and depth <= _DEEPEST and group * depth * depth <= _MOST
+    return not padded and not (target.saturates and target.pairs == "tap" and shape[1] % 2 == 1)
 
 
-def _steps(site: Site, encoded: EncodedWeight, moments: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Return by how many steps each code moves, `[K, N]` in the kernel's order."""
+def _rerounding(
+    site: Site, entry: SitePlan, plan: Plan, target: Target, seen: Sequence[Moments], kind: Kind
+) -> Rerounding | None:
+    """Round the weight of one site, or of all that share it; `None` if it has no integer codes."""
+    encoded = _encoded(site, entry, plan, target)
+    nearest = plain_codes(site, encoded) if encoded is not None else None
+    if encoded is None or nearest is None:
+        return None
+    assert entry.weights is not None
     weight = kernel_matrix(site, site.weight_array())
-    codes = kernel_matrix(site, encoded.codes)
-    scale = np.broadcast_to(np.asarray(encoded.parameters.scale, dtype=np.float32).reshape(-1), (weight.shape[1],))
-    element = encoded.fmt.element
-    paired = encoded.saturation is not None
-    limits = CodeLimits(
-        low=-127 if encoded.fmt.narrow else int(element.minimum),
-        high=int(element.maximum),
-        # The largest sums of two codes of one sign that 255 times them keep within 16 bits.
-        pair_low=-128 if paired else None,
-        pair_high=128 if paired else None,
+    scale, zero_point = (
+        kernel_matrix(
+            site, np.broadcast_to(encoded.fmt.granularity.broadcast(each, encoded.codes.shape), encoded.codes.shape)
+        )
+        for each in (encoded.parameters.scale, encoded.parameters.zero_point.astype(np.float32))
     )
-    better = compensated(weight, codes, np.ascontiguousarray(scale), moments, limits)
-    steps: NDArray[np.int8] = (better.astype(np.int16) - codes).astype(np.int8)
-    return steps
+    fit = np.mean([moments.fit for moments in seen], axis=0)
+    held = np.mean([moments.held for moments in seen], axis=0)
+    better = _better(weight, nearest, scale, zero_point, fit, _limits(encoded), kind)
+    before, after = (float(output_errors(weight, codes, scale, held, zero_point).sum()) for codes in (nearest, better))
+    power = float(output_errors(weight, np.zeros_like(nearest), scale, held).sum())
+    steps = (better.astype(np.int16) - nearest).astype(np.int8)
+    if after >= before:
+        note = "" if not steps.any() else f", where {kind} has {_share(after, power)}"
+        return Rerounding(
+            execution=entry.execution,
+            weights=entry.weights,
+            steps=None,
+            note=f"output error {_share(before, power)}, rounded to nearest{note}",
+        )
+    packed = pack_steps(steps, nearest)
+    rerounded(site, encoded, packed)  # what is stored has to be legal
+    return Rerounding(
+        execution=entry.execution,
+        weights=entry.weights,
+        steps=packed,
+        note=f"output error {_share(before, power)} -> {_share(after, power)} by {kind} rounding",
+    )
+
+
+def _encoded(site: Site, entry: SitePlan, plan: Plan, target: Target) -> EncodedWeight | None:
+    """Return the weight rounded to nearest, exactly as applying the plan does."""
+    assert entry.weights is not None
+    fmt = parse_format(entry.weights)
+    method: RangeMethod = plan.options.get("weight_range", "minmax")
+    if fmt.element.kind != "integer":
+        return None
+    if entry.execution == "weight-only":
+        return encode_weight(site, fmt, saturates=False, method=method)
+    read = site.node.inputs[0]
+    name = (read.name or "") if read is not None else ""
+    tensor = next((tensor for tensor in plan.activations if tensor.tensor == name), None)
+    if tensor is None:
+        return None
+    return encode_weight(
+        site,
+        fmt,
+        saturates=target.saturates and tensor.format.startswith("uint8"),
+        input_scale=tensor.scale,
+        method=method,
+        by_tap=target.pairs == "tap",
+    )
+
+
+def _limits(encoded: EncodedWeight) -> CodeLimits:
+    low, high = encoded.fmt.code_range()
+    paired = encoded.saturation is not None
+    # The largest sums of two codes of one sign that 255 times them keep within 16 bits.
+    return CodeLimits(
+        low=int(low), high=int(high), pair_low=-128 if paired else None, pair_high=128 if paired else None
+    )
+
+
+def _better(
+    weight: NDArray[np.float32],
+    nearest: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.float32],
+    moments: NDArray[np.float32],
+    limits: CodeLimits,
+    kind: Kind,
+) -> NDArray[np.int8]:
+    """Return `[K, N]` codes whose errors cancel, within all limits."""
+    if kind == "compensated":
+        return compensated(weight, nearest, scale, moments, limits, zero_point=zero_point)
+    free = gptq(weight, scale, moments, limits, zero_point=zero_point)
+    # Steps from nearest are stored in a byte.
+    free = np.clip(free, nearest.astype(np.int16) - _FARTHEST, nearest.astype(np.int16) + _FARTHEST)
+    legal = legal_pairs(free, nearest, limits)
+    found = compensated(weight, legal, scale, moments, limits, zero_point=zero_point)
+    if (legal == free).all():
+        return found
+    # Where limits of pairs took much of it back, the descent from nearest may end lower.
+    other = compensated(weight, nearest, scale, moments, limits, zero_point=zero_point)
+    errors = [output_errors(weight, codes, scale, moments, zero_point) for codes in (found, other)]
+    return np.where(errors[0] <= errors[1], found, other)
+
+
+def _share(error: float, power: float) -> str:
+    """Return an error of outputs as a percentage of their root mean square."""
+    return f"{100 * np.sqrt(max(error, 0.0) / power):.2g} %" if power > 0 else "0 %"

@@ -237,6 +237,7 @@ class WeightEncoder:
 
     def _weight_only(self, site: Site, fmt: Format, entry: SitePlan) -> tuple[str, ...]:
         encoded = encode_weight(site, fmt, saturates=False, method=self.method)
+        encoded = rerounded(site, encoded, entry.rounding)
         self._remember(site, encoded)
         weight = site.weight
         assert weight is not None
@@ -254,7 +255,7 @@ class WeightEncoder:
             decoded_rows(self.editor, site.node, name, encoded.codes, scale, encoded.fmt)
             return encoded.notes
         blocks = isinstance(encoded.fmt.granularity, PerBlock) and entry.decode == "kernel"
-        key = ("weight-only", weight, str(encoded.fmt), blocks, str(encoded.fmt.granularity))
+        key = ("weight-only", weight, str(encoded.fmt), blocks, str(encoded.fmt.granularity), encoded.codes.tobytes())
         if key in self._shared:
             value = self._shared[key][0]
         else:

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
     from lowbit.plan.sites import Site
 
-__all__ = ["EncodedWeight", "corrected_bias", "encode_matrix", "encode_weight", "kernel_matrix", "rerounded"]
+__all__ = [
+    "EncodedWeight",
+    "corrected_bias",
+    "encode_matrix",
+    "encode_weight",
+    "kernel_matrix",
+    "plain_codes",
+    "rerounded",
+]
 
 # The accumulator and the bias are int32; a quarter of that range is left to the products.
 _BIAS_LIMIT = 2.0**29
@@ -154,22 +162,35 @@ def rerounded(site: Site, encoded: EncodedWeight, rounding: str | None) -> Encod
     """
     if rounding is None:
         return encoded
-    codes = kernel_matrix(site, encoded.codes)
-    steps = unpack_steps(rounding, codes) if codes.dtype == np.int8 else None
-    if steps is None:
+    codes = plain_codes(site, encoded)
+    steps = unpack_steps(rounding, codes) if codes is not None else None
+    if codes is None or steps is None:
         return dataclasses.replace(
             encoded, notes=(*encoded.notes, "rounded to nearest: the plan's rounding does not fit")
         )
     moved = codes.astype(np.int16) + steps
-    lowest = -127 if encoded.fmt.narrow else int(encoded.fmt.element.minimum)
-    unsafe = moved.min(initial=0) < lowest or moved.max(initial=0) > encoded.fmt.element.maximum
-    result = moved.astype(np.int8)
+    lowest, highest = encoded.fmt.code_range()
+    unsafe = moved.min(initial=0) < lowest or moved.max(initial=0) > highest
+    result = moved.astype(codes.dtype)
     if unsafe or (encoded.saturation is not None and hazards(result).any()):
         raise RecipeError(
             f"the plan's rounding of {site.path!r} leads to codes that the kernel does not take",
             remedy="make the plan again with --save-plan",
         )
-    return dataclasses.replace(encoded, codes=from_kernel_matrix(site, result))
+    restored = from_kernel_matrix(site, result).astype(encoded.codes.dtype)
+    return dataclasses.replace(encoded, codes=restored)
+
+
+def plain_codes(site: Site, encoded: EncodedWeight) -> NDArray[Any] | None:
+    """Return a weight's codes as `[K, N]` int8 or uint8, in the kernel's order; `None` if they are anything else.
+
+    Codes of fewer than 8 bits have types of their own, in which nothing can be computed.
+    """
+    element = encoded.fmt.element
+    if element.kind != "integer" or element.bits > _BYTE:
+        return None
+    plain = encoded.codes if element.bits == _BYTE else encoded.codes.astype(np.int8)
+    return kernel_matrix(site, plain)
 
 
 def corrected_bias(
@@ -236,6 +257,7 @@ def _paired(site: Site) -> bool:
     return not (group > 1 and site.weight_array().shape[:2] == (group, 1))
 
 
+_BYTE = 8
 # Axes of a weight that is a matrix.
 _MATRIX = 2
 

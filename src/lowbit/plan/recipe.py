@@ -31,7 +31,7 @@ Method = Literal["auto", "static", "dynamic", "weight-only"]
 Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
-Rounding = Literal["nearest", "compensated"]
+Rounding = Literal["nearest", "compensated", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 OPTIMIZE: tuple[Optimize, ...] = get_args(Optimize)
@@ -75,8 +75,9 @@ class Recipe:
         percentile: Percentage of values that `percentile` keeps.
         weight_range: How weight ranges are chosen.
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
-        rounding: `compensated` rounds the weights of static operators so that their errors cancel at the output, as far
-            as the inputs in calibration are correlated; `nearest` rounds each to nearest.
+        rounding: `compensated` rounds weights so that their errors cancel at the output, as far as the inputs in
+            calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `nearest` rounds
+            each to nearest.
         exclude: Patterns of operators that stay in float; see `Rule.pattern`.
         rules: Overrides, the last one that matches wins.
         io: `int8` lets the model take and return codes where its inputs and outputs are quantized.

@@ -5,8 +5,10 @@ It knows arrays, formats and nothing of graphs; it imports `lowbit.formats` and 
 
 from __future__ import annotations
 
+from lowbit.rounding.code_grid import on_grid, output_errors
 from lowbit.rounding.codebook import STARTS, Start, codebook_error, learn_codebook
-from lowbit.rounding.compensate import CodeLimits, compensated
+from lowbit.rounding.compensate import CodeLimits, compensated, legal_pairs
+from lowbit.rounding.gptq import gptq
 from lowbit.rounding.kernel_layout import conv_to_kn, kn_to_conv
 from lowbit.rounding.low_rank import low_rank
 from lowbit.rounding.nearest import round_nearest
@@ -25,13 +27,17 @@ __all__ = [
     "codebook_error",
     "compensated",
     "conv_to_kn",
+    "gptq",
     "hazards",
     "kn_to_conv",
     "learn_codebook",
     "learned_parameters",
+    "legal_pairs",
     "low_rank",
     "make_safe",
+    "on_grid",
     "outliers",
+    "output_errors",
     "own_levels",
     "pair_matrix",
     "round_nearest",

@@ -10,16 +10,16 @@ which can keep the limits of a saturating kernel at every step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowbit.exceptions import FormatError
+from lowbit.rounding.code_grid import check_moments, on_grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CodeLimits", "compensated"]
+__all__ = ["CodeLimits", "compensated", "legal_pairs"]
 
 # Added to the diagonal, as a share of its mean: what a few samples do not show.
 _DAMPING = 0.01
@@ -47,43 +47,61 @@ class CodeLimits:
     pair_high: int | None = None
 
 
+def legal_pairs(codes: NDArray[Any], legal: NDArray[Any], limits: CodeLimits) -> NDArray[Any]:
+    """Take codes back to legal ones where a pair of them is beyond the limits.
+
+    Args:
+        codes: `[K, N]` integers, rounded without a look at pairs.
+        legal: `[K, N]` integers of which all pairs keep the limits.
+        limits: What codes may be.
+
+    Returns:
+        `[K, N]` of the type of `legal`; `codes` but for the pairs that are not allowed.
+    """
+    if limits.pair_low is None or limits.pair_high is None:
+        return codes.astype(legal.dtype)
+    even = len(codes) // 2 * 2
+    first, second = codes[0:even:2].astype(np.int32), codes[1:even:2].astype(np.int32)
+    high = (first > 0) & (second > 0) & (first + second > limits.pair_high)
+    low = (first < 0) & (second < 0) & (first + second < limits.pair_low)
+    back = np.zeros(codes.shape, dtype=bool)
+    back[:even] = (high | low).repeat(2, axis=0)
+    return np.where(back, legal, codes.astype(legal.dtype))
+
+
 def compensated(
     weight: NDArray[np.float32],
-    codes: NDArray[np.int8],
+    codes: NDArray[Any],
     scale: NDArray[np.float32],
     moments: NDArray[np.floating],
     limits: CodeLimits,
-) -> NDArray[np.int8]:
+    *,
+    zero_point: NDArray[Any] | float = 0.0,
+) -> NDArray[Any]:
     """Change codes by as many steps as lessen the expected squared error of the outputs.
 
     Args:
         weight: `[K, N]` float32, in the kernel's order.
-        codes: `[K, N]` int8 within the limits, to start from.
-        scale: `[N]` float32.
+        codes: `[K, N]` integers within the limits, to start from.
+        scale: `[]`, `[N]`, `[K, N]` or `[K / block, N]` float32.
         moments: `[G, K, K]`, `E[x x]` of the inputs in the same order, for each of G groups of N/G outputs; their
             covariance, where a bias makes up for the mean of the error.
         limits: What codes may be.
+        zero_point: Shaped as the scale.
 
     Returns:
-        `[K, N]` int8, never worse than `codes`.
+        `[K, N]` of the type of `codes`, never worse than `codes`.
 
     Raises:
         FormatError: The shapes do not match.
     """
-    depth, channels = weight.shape
-    groups = len(moments)
-    fits = moments.shape[1:] == (depth, depth) and groups > 0 and channels % groups == 0
-    if codes.shape != weight.shape or scale.shape != (channels,) or not fits:
-        raise FormatError(
-            f"Weights of shape {weight.shape} do not fit codes of shape {codes.shape}, scales of shape {scale.shape} "
-            f"and second moments of shape {moments.shape}",
-            remedy="Pass [K, N], [K, N], [N] and [G, K, K]",
-        )
-    descent = _Descent(weight, codes, scale, moments, limits)
+    check_moments(weight, codes, moments)
+    shape = (len(weight), weight.shape[1])
+    descent = _Descent(weight, codes, on_grid(scale, shape), on_grid(zero_point, shape), moments, limits)
     for _ in range(_SWEEPS):
         if not descent.sweep():
             break
-    return descent.codes.astype(np.int8)
+    return descent.codes.astype(codes.dtype)
 
 
 class _Descent:
@@ -92,8 +110,9 @@ class _Descent:
     def __init__(
         self,
         weight: NDArray[np.float32],
-        codes: NDArray[np.int8],
-        scale: NDArray[np.float32],
+        codes: NDArray[Any],
+        steps: NDArray[np.float64],
+        zero_point: NDArray[np.float64],
         moments: NDArray[np.floating],
         limits: CodeLimits,
     ) -> None:
@@ -104,9 +123,9 @@ class _Descent:
         self.limits = limits
         self.codes = codes.astype(np.int32)
         self.start = self.codes.copy()
-        self.steps = scale.astype(np.float64)
+        self.steps = steps
         # [K, N]: how the error grows with every weight, and how steeply.
-        self.gradient = self._spread(self.codes * self.steps - weight, slice(0, depth))
+        self.gradient = self._spread((self.codes - zero_point) * steps - weight, slice(0, depth))
         diagonal = np.diagonal(self.moments, axis1=1, axis2=2)
         self.curvature = np.repeat(diagonal.T, codes.shape[1] // groups, axis=1)
 
@@ -135,14 +154,14 @@ class _Descent:
         local = self.moments[:, rows, rows]
         for row in range(rows.start, rows.stop):
             index = row - rows.start
-            best = self.codes[row] - within[index] / (self.curvature[row] * self.steps)
+            best = self.codes[row] - within[index] / (self.curvature[row] * self.steps[row])
             low, high = self._room(row)
             delta = np.clip(np.rint(best), low, high).astype(np.int32) - self.codes[row]
             # A step beyond twice the way to the minimum would make the error grow.
-            delta[np.abs(delta * self.steps * self.curvature[row]) > 2 * np.abs(within[index])] = 0
+            delta[np.abs(delta * self.steps[row] * self.curvature[row]) > 2 * np.abs(within[index])] = 0
             if delta.any():
                 self.codes[row] += delta
-                moved[index] = delta * self.steps
+                moved[index] = delta * self.steps[row]
                 by_group = moved[index].reshape(self.groups, 1, -1)
                 within += (local[:, :, index, None] * by_group).transpose(1, 0, 2).reshape(within.shape)
         return moved if moved.any() else None
