@@ -15,6 +15,7 @@ from lowbit.rounding import (
     RangeMethod,
     SaturationReport,
     conv_to_kn,
+    fitted_parameters,
     hazards,
     kn_to_conv,
     make_safe,
@@ -24,6 +25,7 @@ from lowbit.rounding import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from lowbit.methods.kept_beside import KeptBeside
     from lowbit.plan.sites import Site
 
 __all__ = [
@@ -52,6 +54,7 @@ class EncodedWeight:
         fmt: The format, with the granularity that was really used.
         notes: What the user should know, in words.
         saturation: What could have saturated and was repaired; `None` where nothing had to be looked at.
+        beside: What is kept beside the codes; `None` if nothing is.
     """
 
     codes: NDArray[Any]
@@ -59,10 +62,12 @@ class EncodedWeight:
     fmt: Format
     notes: tuple[str, ...] = ()
     saturation: SaturationReport | None = None
+    beside: KeptBeside | None = None
 
     def decode(self) -> NDArray[np.float32]:
-        """Return the weight that the codes stand for."""
-        return dequantize(self.codes, self.parameters, self.fmt)
+        """Return the weight that the codes, and what is kept beside them, stand for."""
+        decoded = dequantize(self.codes, self.parameters, self.fmt)
+        return decoded if self.beside is None else self.beside.completed(decoded)
 
 
 def encode_weight(
@@ -73,6 +78,8 @@ def encode_weight(
     input_scale: float | None = None,
     method: RangeMethod = "minmax",
     by_tap: bool = False,
+    weight: NDArray[np.float32] | None = None,
+    parameters: Parameters | None = None,
 ) -> EncodedWeight:
     """Encode the weight of a Conv, MatMul or Gemm.
 
@@ -84,12 +91,13 @@ def encode_weight(
             no integer bias.
         method: How the weights' ranges are chosen.
         by_tap: Whether a convolution's kernel starts a new pair at every kernel position; see `lowbit.targets.Target`.
+        weight: What to encode, if it is not the site's own weight.
+        parameters: Scale and levels, if they do not follow from the weight.
     """
-    weight = site.weight_array()
+    weight = site.weight_array() if weight is None else weight
     axis = channel_axis(site)
     fmt, notes = _placed(fmt, weight.shape, axis)
-    low, high = weight_range(weight, fmt, method)
-    parameters = choose_parameters(low, high, fmt)
+    parameters = parameters or fitted_parameters(weight, fmt, method)
     if input_scale is not None and site.bias is not None:
         parameters, note = _room_for_bias(parameters, site, input_scale, fmt)
         notes += note

@@ -7,7 +7,7 @@ import binascii
 import dataclasses
 import json
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowbit.plan.plan import Plan
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PLAN_KEY", "embed_plan", "embedded_plan"]
 
+_UNNEEDED: dict[str, Any] = dict.fromkeys(("input_mean", "rounding", "codebook", "outliers", "low_rank"))
+
 PLAN_KEY = "lowbit.plan"
 """Entry of the model's metadata: the plan as JSON, compressed with zlib, in base64."""
 
@@ -23,10 +25,10 @@ PLAN_KEY = "lowbit.plan"
 def embed_plan(model: ir.Model, plan: Plan) -> None:
     """Store `plan` in the metadata of `model`, which is changed.
 
-    What only a new artifact needs (means of channels, roundings) and what differs from one measurement to the next
-    (warnings) is left out.
+    What only a new artifact needs (means of channels, roundings, what is kept beside the codes) and what differs from
+    one measurement to the next (warnings) is left out.
     """
-    sites = tuple(dataclasses.replace(site, input_mean=None, rounding=None) for site in plan.sites)
+    sites = tuple(dataclasses.replace(site, **_UNNEEDED) for site in plan.sites)
     text = json.dumps(dataclasses.replace(plan, sites=sites, warnings=()).to_dict(), separators=(",", ":"))
     packed = zlib.compress(text.encode(), level=9)
     model.metadata_props[PLAN_KEY] = base64.b64encode(packed).decode("ascii")

@@ -56,6 +56,10 @@ class SitePlan:
         decode: Where a `weight-only` weight is decoded: `load` (once, at float speed) or `kernel` (block by block).
         input_mean: Mean of each input channel in calibration, packed by `lowbit.plan.packed`, if the bias is corrected.
         rounding: By how many steps codes differ from rounding each to nearest, packed likewise, if errors compensate.
+        codebook: Levels and scales that a learned codebook has from data, packed likewise; without, it learns from the
+            weight alone.
+        outliers: Positions and values of the weights that are kept apart at 16 bits, packed likewise.
+        low_rank: Two thin factors, at 16 bits, of what the codes lack, packed likewise.
         notes: What else happened here, e.g. `12 of 96 channels changed so that no pair of products saturates`.
     """
 
@@ -70,6 +74,9 @@ class SitePlan:
     decode: str | None = None
     input_mean: str | None = None
     rounding: str | None = None
+    codebook: str | None = None
+    outliers: str | None = None
+    low_rank: str | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -13,7 +13,7 @@ from lowbit.rounding.kernel_layout import conv_to_kn, kn_to_conv
 from lowbit.rounding.low_rank import low_rank
 from lowbit.rounding.nearest import round_nearest
 from lowbit.rounding.saturation import SaturationReport, hazards, make_safe, pair_matrix
-from lowbit.rounding.scaled_codebook import learned_parameters, own_levels
+from lowbit.rounding.scaled_codebook import fitted_parameters, learned_parameters, own_levels
 from lowbit.rounding.sparse_outliers import outliers
 from lowbit.rounding.weight_range import RANGE_METHODS, RangeMethod, weight_range
 
@@ -27,6 +27,7 @@ __all__ = [
     "codebook_error",
     "compensated",
     "conv_to_kn",
+    "fitted_parameters",
     "gptq",
     "hazards",
     "kn_to_conv",

@@ -13,17 +13,39 @@ import numpy as np
 from lowbit.formats import Format, Parameters, PerChannel, PerTensor, choose_parameters, dequantize, quantize
 from lowbit.rounding.codebook import learn_codebook
 from lowbit.rounding.group_sums import group_sums
-from lowbit.rounding.weight_range import weight_range
+from lowbit.rounding.weight_range import RangeMethod, weight_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["learned_parameters"]
+__all__ = ["fitted_parameters", "learned_parameters", "own_levels"]
 
 _ROUNDS = 3
 # A channel with fewer weights for each of its levels shares them with all others: its own would add more than two bits
 # to every weight.
 _WEIGHTS_PER_LEVEL = 16
+
+
+def fitted_parameters(
+    weight: NDArray[np.float32],
+    fmt: Format,
+    method: RangeMethod = "minmax",
+    importance: NDArray[np.floating] | None = None,
+) -> Parameters:
+    """Choose what decodes a weight's codes: levels and scales of a learned codebook, or what follows from the range.
+
+    Args:
+        weight: Any shape, float32.
+        fmt: The format, on the axes of this weight.
+        method: How the range is chosen where levels are not learned; see `weight_range`.
+        importance: Weights of the squared errors that levels are learned by; `None` is 1 for all.
+
+    Raises:
+        FormatError: The weight holds NaN or infinity, or the importance is negative.
+    """
+    if fmt.element.learned:
+        return learned_parameters(weight, fmt, importance)
+    return choose_parameters(*weight_range(weight, fmt, method), fmt)
 
 
 def learned_parameters(
