@@ -429,6 +429,9 @@ def _decode(site: Site, weights: str | None, shapes: Shapes, target: Target) -> 
     fmt = parse_format(weights)
     if fmt.element.kind == "codebook" or not isinstance(fmt.granularity, PerBlock) or target.engine != "onnxruntime":
         return "load"
+    # NOTE: ONNX Runtime 1.32 reads 2-bit codes wrongly in its block-wise kernel where a row of them ends within a byte.
+    if any(size * fmt.element.bits % 8 for size in site.weight_array().shape) and fmt.element.bits < _FEW_BITS:
+        return "load"
     output = shapes.get(site.node.outputs[0].name or "")
     rows = math.prod(output[:-1]) if output else 1
     return "kernel" if rows <= _FEW_ROWS else "load"
