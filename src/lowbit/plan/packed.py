@@ -71,7 +71,7 @@ def pack_arrays(*arrays: NDArray[Any]) -> str:
     """Return arrays of any shapes and plain types, compressed, in base64."""
     buffer = io.BytesIO()
     for array in arrays:
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        np.save(buffer, np.asarray(array), allow_pickle=False)
     return base64.b64encode(zlib.compress(buffer.getvalue(), 9)).decode("ascii")
 
 
