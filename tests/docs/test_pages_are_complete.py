@@ -45,6 +45,8 @@ def test_elements() -> None:
         assert int(bits) == element.bits
         if element.kind == "integer":
             assert codes == f"{element.minimum:.0f} … {element.maximum:.0f}"
+        elif element.kind == "codebook":
+            assert codes == f"{len(element.levels)} levels{', learned' * element.learned}"
         else:
             assert float(codes.removeprefix("up to ±")) == pytest.approx(element.maximum, rel=1e-3)
         for opset, granularity in zip(opsets, ("", ":per-channel", ":block=32"), strict=True):

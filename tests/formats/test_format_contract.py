@@ -36,7 +36,7 @@ INTEGERS = [each for each in ELEMENTS.values() if each.kind == "integer"]
 FORMATS = [
     *(Format(each, where, symmetric) for each in INTEGERS for where in GRANULARITIES for symmetric in (True, False)),
     *(Format(each, where, True, narrow=True) for each in INTEGERS if each.signed for where in GRANULARITIES),
-    *(Format(each, where) for each in ELEMENTS.values() if each.kind == "float" for where in GRANULARITIES),
+    *(Format(each, where) for each in ELEMENTS.values() if each.kind != "integer" for where in GRANULARITIES),
 ]
 PLAIN_CASTS = ("float16", "bfloat16")
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: f"{fmt}@{getattr(fmt.granularity, 'axis', '')}")
@@ -57,10 +57,17 @@ def fitted(x: np.ndarray, fmt: Format) -> Parameters:
 
 def every_code(element: Element) -> np.ndarray:
     """All finite codes of an element, by their bits."""
-    patterns = np.arange(2**element.bits, dtype=np.uint32).astype("u2" if element.bits == 16 else "u1")
+    count = len(element.levels) or 2**element.bits
+    patterns = np.arange(count, dtype=np.uint32).astype("u2" if element.bits == 16 else "u1")
     codes = patterns.view(element.dtype)
     numbers = codes.astype(np.float32)
     return codes[np.isfinite(numbers) & (numbers >= element.minimum) & (numbers <= element.maximum)]
+
+
+def numbers_of(codes: np.ndarray, element: Element) -> np.ndarray:
+    """What codes stand for before zero point and scale."""
+    numbers = codes.astype(np.float32)
+    return np.array(element.levels, dtype=np.float32)[numbers.astype(int)] if element.levels else numbers
 
 
 def bits_of(codes: np.ndarray) -> np.ndarray:
@@ -77,7 +84,7 @@ def test_text_round_trip(fmt: Format) -> None:
 def test_decoded_codes_encode_to_themselves(fmt: Format) -> None:
     lowest, highest = fmt.code_range()
     codes = every_code(fmt.element)
-    numbers = codes.astype(np.float32)
+    numbers = numbers_of(codes, fmt.element)
     codes = codes[(numbers >= lowest) & (numbers <= highest)]
     for low, high in ((-1.0, 1.7), (0.0, 1e-3), (-3e4, 0.0)):
         parameters = choose_parameters(low, high, fmt)
@@ -117,6 +124,10 @@ def test_error_is_bounded_by_half_a_step(fmt: Format) -> None:
         # A whole step where the rounding of the zero point moved an end of the range by up to half of one.
         steps = 0.5 if fmt.symmetric else 1.0
         assert (error <= scale * np.float32(steps * 1.0001)).all()
+    elif fmt.element.kind == "codebook":
+        widest = np.diff(fmt.element.levels).max()
+        # Levels that do not mirror still reach both ends.
+        assert (error <= scale * np.float32(widest / 2 * 1.0001)).all()
     else:
         import ml_dtypes
 
@@ -128,19 +139,20 @@ def test_error_is_bounded_by_half_a_step(fmt: Format) -> None:
 @every_numeral
 def test_codes_are_monotonic_and_in_range(fmt: Format) -> None:
     parameters = choose_parameters(-1.0, 2.0, fmt)
-    numbers = quantize(np.linspace(-4, 4, 1001, dtype=np.float32), parameters, fmt).astype(np.float32)
+    codes = quantize(np.linspace(-4, 4, 1001, dtype=np.float32), parameters, fmt)
+    numbers = numbers_of(codes, fmt.element)
     assert (np.diff(numbers) >= 0).all()
     lowest, highest = fmt.code_range()
-    assert numbers.min() >= lowest
-    assert numbers.max() <= highest
+    assert numbers.min() >= np.float32(lowest)
+    assert numbers.max() <= np.float32(highest)
     if fmt.element.name not in PLAIN_CASTS:
-        assert (numbers.min(), numbers.max()) == (lowest, highest)
+        assert (numbers.min(), numbers.max()) == (np.float32(lowest), np.float32(highest))
 
 
 @every_numeral
 def test_saturation(fmt: Format) -> None:
     parameters = choose_parameters(-1e-3, 2e-3, fmt)
-    ends = quantize(np.array([-np.inf, -3e38, 3e38, np.inf]), parameters, fmt).astype(np.float64)
+    ends = numbers_of(quantize(np.array([-np.inf, -3e38, 3e38, np.inf]), parameters, fmt), fmt.element)
     lowest, highest = fmt.code_range()
     if fmt.element.name == "float16":
         assert ends.tolist() == [-np.inf, -np.inf, np.inf, np.inf]  # as ONNX Cast
@@ -148,15 +160,15 @@ def test_saturation(fmt: Format) -> None:
         assert (ends[0], ends[3]) == (-np.inf, np.inf)
         assert np.isfinite(ends[1:3]).all()
     else:
-        assert ends.tolist() == [lowest, lowest, highest, highest]
+        assert ends.tolist() == np.array([lowest, lowest, highest, highest], dtype=np.float32).tolist()
 
 
 @every_format
-def test_nan_is_refused_by_integers_and_kept_by_floats_that_have_it(fmt: Format) -> None:
+def test_nan_is_refused_by_integers_and_codebooks_and_kept_by_floats_that_have_it(fmt: Format) -> None:
     x = tensor()
     parameters = fitted(x, fmt)
     x[2, 3] = np.nan
-    if fmt.element.kind == "integer":
+    if fmt.element.kind != "float":
         with pytest.raises(FormatError, match="NaN"):
             quantize(x, parameters, fmt)
     elif fmt.element.bits > 4:
@@ -219,7 +231,7 @@ def test_any_finite_range_gives_parameters_that_decode_to_finite_numbers(fmt: Fo
     assert np.isfinite(np.float32(1.0) / parameters.scale)
     lowest, highest = fmt.code_range()
     codes = every_code(fmt.element)
-    numbers = codes.astype(np.float32)
+    numbers = numbers_of(codes, fmt.element)
     decoded = dequantize(codes[(numbers >= lowest) & (numbers <= highest)], parameters, fmt).astype(np.float64)
     assert np.isfinite(decoded).all()
     if fmt.element.kind == "integer" and high - low > 1e-30:

@@ -76,15 +76,17 @@ def test_what_is_not_a_format_is_refused(text: str) -> None:
 
 def test_an_unknown_element_names_the_known_ones() -> None:
     with pytest.raises(FormatError) as caught:
-        element("nf4")
+        element("nf5")
     assert all(name in str(caught.value) for name in ELEMENTS)
 
 
 def test_elements_are_found_by_their_storage() -> None:
     for each in ELEMENTS.values():
+        if each.kind == "codebook":
+            continue
         found = element_of_storage(each.storage)
         # The narrower integers are stored in the next wider type.
-        assert found is each or (found.storage == each.storage and found.levels > each.levels)
+        assert found is each or (found.storage == each.storage and found.code_count > each.code_count)
     with pytest.raises(FormatError, match="COMPLEX64"):
         element_of_storage(ir.DataType.COMPLEX64)
 

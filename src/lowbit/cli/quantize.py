@@ -31,6 +31,8 @@ _DECIDED = (
     "max_drop",
     "calibration",
     "percentile",
+    "outliers",
+    "low_rank",
     "exclude",
     "io",
 )
@@ -53,7 +55,7 @@ _DECIDED = (
     _HOW,
     "--weights",
     metavar="FORMAT",
-    help="int8, int4, int2, float16 …, then :per-tensor, :per-channel or :block=32.  [the target's]",
+    help="int8, int4, int2, float16, nf4, codebook16 …, then :per-tensor, :per-channel or :block=32.  [the target's]",
 )
 @option(_HOW, "--activations", metavar="FORMAT", help="uint8, int8, int16, none or dynamic.  [the target's]")
 @option(_HOW, "--method", metavar="auto|static|dynamic|weight-only", help="How operators are quantized.  [auto]")
@@ -86,6 +88,20 @@ _DECIDED = (
     help="How ranges of activations are chosen.  [auto]",
 )
 @option(_HOW, "--percentile", type=float, metavar="PERCENT", help="What --calibration percentile keeps.  [99.99]")
+@option(
+    _HOW,
+    "--outliers",
+    type=float,
+    metavar="FRACTION",
+    help="Keep so many of the weights that are only stored apart at 16 bits, e.g. 0.005, where it helps.  [0]",
+)
+@option(
+    _HOW,
+    "--low-rank",
+    type=int,
+    metavar="RANK",
+    help="Add a product of two thin matrices to weights that are only stored, where it helps.  [0]",
+)
 @option(
     _HOW,
     "--exclude",

@@ -14,6 +14,7 @@ Four verbs, kept apart: calibrate (in `lowbit.statistics`), `choose_parameters`,
 
 from __future__ import annotations
 
+from lowbit.formats.codebook import levels_of
 from lowbit.formats.codec import dequantize, fake_quantize, quantize
 from lowbit.formats.element import ELEMENTS, Element, element, element_of_storage
 from lowbit.formats.format import Format, parse_format
@@ -38,6 +39,7 @@ __all__ = [
     "element_of_storage",
     "fake_quantize",
     "from_ir_tensor",
+    "levels_of",
     "minimum_opset",
     "pack",
     "packed_bytes",

@@ -1,4 +1,4 @@
-"""Encoding and decoding, exactly as ONNX QuantizeLinear and DequantizeLinear compute in float32."""
+"""Encoding and decoding, exactly as ONNX QuantizeLinear, DequantizeLinear and Gather compute in float32."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.exceptions import FormatError
+from lowbit.formats.codebook import level_values, nearest_levels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -21,7 +22,8 @@ def quantize(values: ArrayLike, parameters: Parameters, fmt: Format) -> NDArray[
     """Encode values: `saturate(round_half_even(values / scale) + zero_point)`.
 
     `float8` and `float4` elements take `values / scale`, saturated and rounded half to even; `float16` and `bfloat16`
-    are plain casts that overflow to infinity as ONNX Cast does.
+    are plain casts that overflow to infinity as ONNX Cast does. A codebook takes the level nearest to `values / scale`,
+    the lower one of two that are equally near.
 
     Args:
         values: Any shape, converted to float32 first.
@@ -32,7 +34,7 @@ def quantize(values: ArrayLike, parameters: Parameters, fmt: Format) -> NDArray[
         Codes of the same shape, of `fmt.element.dtype`.
 
     Raises:
-        FormatError: The parameters do not fit the format or the tensor, or an integer is asked to hold NaN.
+        FormatError: The parameters do not fit the format or the tensor, or an integer or codebook is asked to hold NaN.
     """
     x = np.asarray(values, dtype=np.float32)
     scale, zero_point = _fitted(parameters, fmt, x.shape)
@@ -44,6 +46,8 @@ def quantize(values: ArrayLike, parameters: Parameters, fmt: Format) -> NDArray[
         # One buffer for all steps: on large weights, allocating takes longer than the arithmetic.
         y = np.empty(x.shape, dtype=np.float32)
         np.divide(x, scale, out=y)
+    if element.kind == "codebook":
+        return nearest_levels(y, fmt, parameters.levels)
     lowest, highest = fmt.code_range()
     if element.kind == "integer":
         np.rint(y, out=y)
@@ -62,7 +66,7 @@ def quantize(values: ArrayLike, parameters: Parameters, fmt: Format) -> NDArray[
 
 
 def dequantize(codes: NDArray[Any], parameters: Parameters, fmt: Format) -> NDArray[np.float32]:
-    """Decode codes: `(codes - zero_point) * scale`, in float32.
+    """Decode codes: `(codes - zero_point) * scale`, or of a codebook `levels[codes] * scale`, in float32.
 
     Args:
         codes: Any shape, of `fmt.element.dtype`.
@@ -73,12 +77,16 @@ def dequantize(codes: NDArray[Any], parameters: Parameters, fmt: Format) -> NDAr
         Values of the same shape.
 
     Raises:
-        FormatError: The codes are of another type, or the parameters do not fit the format or the tensor.
+        FormatError: The codes are of another type or beyond the levels, or the parameters do not fit the format or the
+            tensor.
     """
     if codes.dtype != fmt.element.dtype:
         raise FormatError(f"Codes of type {codes.dtype} are not {fmt.element.name}", remedy="Encode with this format")
     scale, zero_point = _fitted(parameters, fmt, codes.shape)
-    y = np.asarray(codes.astype(np.float32))
+    if fmt.element.kind == "codebook":
+        y = level_values(codes, fmt, parameters.levels)
+    else:
+        y = np.asarray(codes.astype(np.float32))
     if zero_point is not None:
         y -= zero_point
     with np.errstate(over="ignore", under="ignore"):
@@ -117,6 +125,6 @@ def _fitted(
     zero_point = parameters.zero_point.astype(np.float32)
     if not zero_point.any():
         return scale, None
-    if element.kind == "float":
-        raise FormatError(f"{element.name} has a zero point other than 0", remedy="Floats are symmetric: make it 0")
+    if element.kind != "integer":
+        raise FormatError(f"{element.name} has a zero point other than 0", remedy="It has none: make it 0")
     return scale, fmt.granularity.broadcast(zero_point, shape)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.exceptions import FormatError
+from lowbit.formats.levels import additive_powers_of_two, evenly_spaced, normal_float, powers_of_two
 
 __all__ = ["ELEMENTS", "Element", "element", "element_of_storage"]
 
@@ -21,29 +22,34 @@ class Element:
 
     Attributes:
         name: Name as users write it, e.g. `int8`.
-        bits: Bits of one code in the model file; `int3` and the like are stored in the next wider type that ONNX has.
-        storage: ONNX type of a tensor of codes.
+        bits: Bits of one code; `int3` and the like have those of the next wider type that ONNX has.
+        storage: ONNX type of a tensor of codes, of as many bits or more.
         dtype: numpy type of an array of codes; one code takes at least a byte in memory.
-        kind: `integer` or `float`.
-        signed: Whether negative codes exist.
-        minimum: Lowest code of an integer, lowest finite value of a float.
-        maximum: Highest code of an integer, highest finite value of a float.
+        kind: `integer`, `float`, or `codebook`: codes that are indices of levels.
+        signed: Whether negative values exist.
+        minimum: Lowest code of an integer, lowest finite value of a float, lowest level of a codebook.
+        maximum: Highest of them.
+        levels: What the codes 0, 1, … of a codebook stand for before the scale, ascending, none of them beyond ±1;
+            empty for the other kinds.
+        learned: Whether each tensor learns levels of its own (`Parameters.levels`); `levels` is then where it starts.
     """
 
     name: str
     bits: int
     storage: ir.DataType
     dtype: np.dtype[Any]
-    kind: Literal["integer", "float"]
+    kind: Literal["integer", "float", "codebook"]
     signed: bool
     minimum: float
     maximum: float
+    levels: tuple[float, ...] = ()
+    learned: bool = False
 
     def __str__(self) -> str:
         return self.name
 
     @property
-    def levels(self) -> int:
+    def code_count(self) -> int:
         """Number of codes of an integer."""
         return int(self.maximum - self.minimum) + 1
 
@@ -83,6 +89,30 @@ def _within(width: int, storage: ir.DataType, dtype: object) -> Element:
     )
 
 
+def _codebook(name: str, levels: tuple[float, ...], *, learned: bool = False) -> Element:
+    bits = (len(levels) - 1).bit_length()
+    # ONNX has no unsigned type of 3 bits; graphs pack such codes by themselves.
+    storage, dtype = next((storage, dtype) for storage, dtype in _INDICES if storage.bitwidth >= bits)
+    return Element(
+        name=name,
+        bits=bits,
+        storage=storage,
+        dtype=np.dtype(dtype),
+        kind="codebook",
+        signed=True,
+        minimum=levels[0],
+        maximum=levels[-1],
+        levels=levels,
+        learned=learned,
+    )
+
+
+_INDICES: tuple[tuple[ir.DataType, Any], ...] = (
+    (ir.DataType.UINT2, ml_dtypes.uint2),
+    (ir.DataType.UINT4, ml_dtypes.uint4),
+    (ir.DataType.UINT8, np.uint8),
+)
+
 ELEMENTS: dict[str, Element] = {
     each.name: each
     for each in (
@@ -103,6 +133,16 @@ ELEMENTS: dict[str, Element] = {
         _within(5, ir.DataType.INT8, np.int8),
         _within(6, ir.DataType.INT8, np.int8),
         _within(7, ir.DataType.INT8, np.int8),
+        _codebook("nf2", normal_float(2)),
+        _codebook("nf3", normal_float(3)),
+        _codebook("nf4", normal_float(4)),
+        _codebook("pot3", powers_of_two(3)),
+        _codebook("pot4", powers_of_two(4)),
+        _codebook("apot4", additive_powers_of_two(4)),
+        _codebook("codebook4", evenly_spaced(4), learned=True),
+        _codebook("codebook8", evenly_spaced(8), learned=True),
+        _codebook("codebook16", evenly_spaced(16), learned=True),
+        _codebook("codebook256", evenly_spaced(256), learned=True),
     )
 }
 """Every element that lowbit knows, by name."""
@@ -124,7 +164,7 @@ def element(name: str) -> Element:
 
 
 def element_of_storage(storage: ir.DataType) -> Element:
-    """Look up the element whose codes a model stores as `storage`.
+    """Look up the integer or float whose codes a model stores as `storage`.
 
     Args:
         storage: ONNX type of a tensor of codes.
@@ -132,10 +172,11 @@ def element_of_storage(storage: ir.DataType) -> Element:
     Raises:
         FormatError: No element is stored like this.
     """
-    for each in ELEMENTS.values():
+    plain = [each for each in ELEMENTS.values() if each.kind != "codebook"]
+    for each in plain:
         if each.storage == storage:
             return each
     raise FormatError(
         f"No number format is stored as {storage.name}",
-        remedy=f"Known are {', '.join(each.storage.name for each in ELEMENTS.values())}",
+        remedy=f"Known are {', '.join(each.storage.name for each in plain)}",
     )

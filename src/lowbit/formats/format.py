@@ -15,13 +15,13 @@ _GRAMMAR = "NAME[:per-tensor|:per-channel|:block=SIZE][:symmetric|:asymmetric][:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What values a tensor may take: `real = (code - zero_point) * scale`.
+    """What values a tensor may take: `real = (code - zero_point) * scale`, or of a codebook `levels[code] * scale`.
 
     Attributes:
         element: Type of one code.
         granularity: Which elements share a scale and zero point.
         symmetric: Whether the zero point is fixed: 0 for signed integers, the middle code for unsigned ones. Floats
-            have no zero point, so that they are always symmetric whatever is passed.
+            and codebooks have no zero point, so that they are always symmetric whatever is passed.
         narrow: Whether the lowest code is left out, so that the codes mirror: -127 … 127. For weights only, because
             ONNX QuantizeLinear saturates at -128.
 
@@ -35,7 +35,7 @@ class Format:
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if self.element.kind == "float":
+        if self.element.kind != "integer":
             object.__setattr__(self, "symmetric", True)
         if self.narrow and not (self.symmetric and self.element.signed and self.element.kind == "integer"):
             raise FormatError(
@@ -45,7 +45,7 @@ class Format:
             )
 
     def code_range(self) -> tuple[float, float]:
-        """Return the lowest and highest code (integers) or finite value (floats) that `quantize` produces."""
+        """Return the lowest and highest code (integers), finite value (floats) or level (codebooks) of `quantize`."""
         return (self.element.minimum + 1.0 if self.narrow else self.element.minimum), self.element.maximum
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ def parse_format(text: str, *, channel_axis: int = 0, block_axis: int | None = N
 
     Args:
         text: An element, then any of `per-tensor` (the default), `per-channel` or `block=SIZE`; `symmetric` (the
-            default of signed and float elements) or `asymmetric` (the default of unsigned ones); `narrow`.
+            default of all but unsigned integers) or `asymmetric` (the default of unsigned ones); `narrow`.
         channel_axis: Axis of the channels, if the text says `per-channel`.
         block_axis: Axis that is cut into blocks, if the text says `block=`. By default the other one of the first two
             axes, which is the axis summed over in a `[out, in]` (channels 0) or `[in, out]` (channels 1) weight.
@@ -92,8 +92,9 @@ def parse_format(text: str, *, channel_axis: int = 0, block_axis: int | None = N
             granularity = _granularity(word, text, channel_axis, block_axis)
         else:
             raise _malformed(text, word)
-    if which.kind == "float" and symmetric is False:
-        raise FormatError(f"{text!r} has no zero point", cause="Floats are symmetric", remedy="Drop ':asymmetric'")
+    if which.kind != "integer" and symmetric is False:
+        cause = "Floats are symmetric" if which.kind == "float" else "Its levels lie as they lie"
+        raise FormatError(f"{text!r} has no zero point", cause=cause, remedy="Drop ':asymmetric'")
     return Format(which, granularity or PerTensor(), which.signed if symmetric is None else symmetric, narrow)
 
 

@@ -18,6 +18,8 @@ def minimum_opset(fmt: Format) -> int:
     """Return the lowest `ai.onnx` opset in which the graph can express a format.
 
     Integers, `float8` and `float4` need QuantizeLinear and DequantizeLinear; `float16` and `bfloat16` need Cast.
+    Codebooks need GatherElements; codes of 4 bits their type, and codes of 2 or 3 bits BitwiseAnd, with which graphs
+    take them out of words.
 
     Args:
         fmt: The format.
@@ -25,6 +27,10 @@ def minimum_opset(fmt: Format) -> int:
     Raises:
         FormatError: No opset of the installed onnx can express it.
     """
+    if fmt.element.kind == "codebook":
+        storage = fmt.element.storage.name
+        unpacking = ("BitwiseAnd", "UINT64") if fmt.element.bits in _IN_WORDS else ("Cast", storage)
+        return max(_first_version("GatherElements", "FLOAT", ""), _first_version(*unpacking, ""))
     attribute = ""
     match fmt.granularity:
         case PerChannel():
@@ -38,6 +44,10 @@ def minimum_opset(fmt: Format) -> int:
     return max(_first_version(operator, fmt.element.storage.name, attribute) for operator in operators)
 
 
+# Bits of the codes that graphs keep in words: ONNX types hold them only loosely, or from opset 25 on.
+_IN_WORDS = (2, 3)
+
+
 @functools.cache
 def _first_version(operator: str, storage: str, attribute: str) -> int:
     import onnx.defs
@@ -46,7 +56,7 @@ def _first_version(operator: str, storage: str, attribute: str) -> int:
     history = [each for each in onnx.defs.get_all_schemas_with_history() if (each.domain, each.name) == ("", operator)]
     versions = []
     for schema in history:
-        # The codes are what DequantizeLinear reads and what the other two write.
+        # The codes are what DequantizeLinear reads and what the others write.
         codes = (schema.inputs if operator == "DequantizeLinear" else schema.outputs)[0]
         constraints = {each.type_param_str: each.allowed_type_strs for each in schema.type_constraints}
         if wanted in constraints[codes.type_str] and (not attribute or attribute in schema.attributes):

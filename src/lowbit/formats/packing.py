@@ -26,7 +26,7 @@ def packed_bytes(shape: Sequence[int], element: Element) -> int:
         shape: Shape of the tensor; `()` is one code.
         element: Type of one code.
     """
-    return -(-math.prod(shape) * element.bits // 8)
+    return -(-math.prod(shape) * element.storage.bitwidth // 8)
 
 
 def pack(codes: NDArray[Any], element: Element) -> NDArray[np.uint8]:
@@ -45,17 +45,17 @@ def pack(codes: NDArray[Any], element: Element) -> NDArray[np.uint8]:
     if codes.dtype != element.dtype:
         raise FormatError(f"Codes of type {codes.dtype} are not {element.name}", remedy="Encode with this format")
     flat = np.ascontiguousarray(codes).reshape(-1)
-    if element.bits >= 8:
+    if element.storage.bitwidth >= 8:
         # A byte-swapped view is a no-op on every little endian machine.
-        flat = flat.view(f"u{element.bits // 8}").astype(f"<u{element.bits // 8}", copy=False)
+        flat = flat.view(f"u{element.storage.bitwidth // 8}").astype(f"<u{element.storage.bitwidth // 8}", copy=False)
         return flat.view(np.uint8)
-    per_byte = 8 // element.bits
+    per_byte = 8 // element.storage.bitwidth
     padded = np.zeros(packed_bytes(flat.shape, element) * per_byte, dtype=np.uint8)
-    padded[: flat.size] = flat.view(np.uint8) & np.uint8(2**element.bits - 1)
+    padded[: flat.size] = flat.view(np.uint8) & np.uint8(2**element.storage.bitwidth - 1)
     lanes = padded.reshape(-1, per_byte)
     packed = lanes[:, 0].copy()
     for lane in range(1, per_byte):
-        packed |= lanes[:, lane] << np.uint8(lane * element.bits)
+        packed |= lanes[:, lane] << np.uint8(lane * element.storage.bitwidth)
     return packed
 
 
@@ -79,10 +79,10 @@ def unpack(data: NDArray[np.uint8], element: Element, count: int) -> NDArray[Any
         raise FormatError(
             f"{count} codes of {element.name} do not fit {data.size} bytes", remedy=f"Pass {expected} bytes"
         )
-    if element.bits >= 8:
-        word = f"u{element.bits // 8}"
+    if element.storage.bitwidth >= 8:
+        word = f"u{element.storage.bitwidth // 8}"
         return data.view(f"<{word}").astype(word, copy=False).view(element.dtype).copy()
-    per_byte = 8 // element.bits
-    shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(element.bits)
-    lanes = (data[:, None] >> shifts) & np.uint8(2**element.bits - 1)
+    per_byte = 8 // element.storage.bitwidth
+    shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(element.storage.bitwidth)
+    lanes = (data[:, None] >> shifts) & np.uint8(2**element.storage.bitwidth - 1)
     return lanes.reshape(-1)[:count].view(element.dtype).copy()

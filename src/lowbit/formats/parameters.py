@@ -21,18 +21,21 @@ _FLOAT32 = np.finfo(np.float32)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameters:
-    """Scale and zero point of one tensor: `real = (code - zero_point) * scale`.
+    """Scale and zero point of one tensor: `real = (code - zero_point) * scale`, of a codebook `levels[code] * scale`.
 
     Attributes:
         scale: `[]`, `[C]` or blocked, float32, finite and positive, in units of the tensor.
-        zero_point: The same shape, of the codes' type; the code that means zero.
+        zero_point: The same shape, of the codes' type; the code that means zero. Codebooks have none: all 0.
+        levels: Levels that this tensor has learned: `[k]`, or `[C, k]` for k of each channel's own; float32,
+            ascending. `None` takes the element's.
 
     Raises:
-        FormatError: A scale is not a positive number, or the shapes differ.
+        FormatError: A scale is not a positive number, the shapes differ, or levels are not in order.
     """
 
     scale: NDArray[np.float32]
     zero_point: NDArray[Any]
+    levels: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         scale = np.asarray(self.scale)
@@ -45,6 +48,11 @@ class Parameters:
                 f"The zero point has shape {self.zero_point.shape} and the scale {scale.shape}",
                 remedy="Give every scale its own zero point",
             )
+        if self.levels is not None:
+            levels = np.asarray(self.levels)
+            if levels.dtype != np.float32 or not np.isfinite(levels).all() or (np.diff(levels, axis=-1) < 0).any():
+                raise FormatError(f"{_shown(levels)} are no levels", remedy="Levels are finite, ascending and float32")
+            object.__setattr__(self, "levels", levels)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Parameters):
@@ -53,18 +61,22 @@ class Parameters:
             np.array_equal(self.scale, other.scale)
             and self.zero_point.dtype == other.zero_point.dtype
             and np.array_equal(self.zero_point, other.zero_point)
+            and (self.levels is None) == (other.levels is None)
+            and (self.levels is None or other.levels is None or np.array_equal(self.levels, other.levels))
         )
 
     def __hash__(self) -> int:
-        return hash((self.scale.shape, self.scale.tobytes(), self.zero_point.dtype.name, self.zero_point.tobytes()))
+        levels = b"" if self.levels is None else self.levels.tobytes()
+        zero_point = self.zero_point
+        return hash((self.scale.shape, self.scale.tobytes(), zero_point.dtype.name, zero_point.tobytes(), levels))
 
 
 def choose_parameters(low: ArrayLike, high: ArrayLike, fmt: Format) -> Parameters:
     """Choose the scale and zero point that map the range `low … high` onto the format's codes.
 
     The range is first widened to hold zero, so that zero is exact (padding and ReLU rely on it). A symmetric format
-    takes the smallest scale that reaches both ends. A range of only zero gets scale 1. Scales are at least the smallest
-    normal float32, and small enough that every code decodes to a finite float32.
+    takes the smallest scale that reaches both ends, and so does a codebook. A range of only zero gets scale 1. Scales
+    are at least the smallest normal float32, and small enough that every code decodes to a finite float32.
 
     Args:
         low: Lowest value, shaped like the scale, in units of the tensor.
@@ -84,6 +96,8 @@ def choose_parameters(low: ArrayLike, high: ArrayLike, fmt: Format) -> Parameter
     lowest, highest = fmt.code_range()
     if fmt.element.kind == "float":
         return _float_parameters(np.maximum(-bottom, top), fmt)
+    if fmt.element.kind == "codebook":
+        return _codebook_parameters(bottom, top, fmt)
 
     if fmt.symmetric:
         middle = 0.0 if fmt.element.signed else (lowest + highest + 1.0) / 2.0
@@ -114,6 +128,13 @@ def _float_parameters(magnitude: NDArray[np.float64], fmt: Format) -> Parameters
     exact = np.where(magnitude == 0.0, 1.0, magnitude / fmt.element.maximum)
     scale = np.maximum(exact, float(_FLOAT32.tiny)).astype(np.float32)
     return Parameters(_decodable(scale, np.full(scale.shape, fmt.element.maximum)), zero_point)
+
+
+def _codebook_parameters(bottom: NDArray[np.float64], top: NDArray[np.float64], fmt: Format) -> Parameters:
+    exact = np.maximum(top / fmt.element.maximum, bottom / fmt.element.minimum)
+    scale = np.clip(np.where(exact == 0.0, 1.0, exact), float(_FLOAT32.tiny), float(_FLOAT32.max)).astype(np.float32)
+    reach = np.full(scale.shape, max(fmt.element.maximum, -fmt.element.minimum))
+    return Parameters(_decodable(scale, reach), np.zeros(scale.shape, dtype=fmt.element.dtype))
 
 
 def _decodable(scale: NDArray[np.float32], reach: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -79,7 +79,7 @@ def _range(
         return (low, high), f"range of {producer.op_type}"
     method = "mse" if recipe.calibration == "auto" else recipe.calibration
     histogram = calibration.histograms[tensor.name]
-    codes = fmt.element.levels if fmt.element.kind == "integer" else 2**fmt.element.bits
+    codes = fmt.element.code_count if fmt.element.kind == "integer" else 2**fmt.element.bits
     if method == "moving-average":
         found = calibration.averages[tensor.name]
     else:

@@ -122,7 +122,9 @@ def decide(
         wanted = rule.method or method
         own = with_granularity(rule.weights, weight_only=wanted == "weight-only") if rule.weights else weights_text
         per_site_weights[site.path] = own
-        allowed[site.path], refused[site.path] = _allowed(site, wanted, target, rule.pattern, weights=weight_format)
+        allowed[site.path], refused[site.path] = _allowed(
+            site, wanted, target, rule.pattern, weights=parse_format(own) if rule.weights else weight_format
+        )
     # What is asked for by name is done wherever it is legal; costs decide only where the choice was left to lowbit.
     explicit = method in {"static", "dynamic"}
     own_formats = native and weight_format.element.name in target.weight_elements
@@ -351,6 +353,9 @@ def _allowed(
         options.add("dynamic")
     else:
         options.add("weight-only")
+    if weights.element.kind == "codebook" and site.weight_index is not None:
+        # Its codes are indices of levels: no kernel multiplies them.
+        options &= {"weight-only"}
     legal = {option for option in options if site.allows(option)}
     if "dynamic" in legal and weights.element.name != "int8":
         legal.discard("dynamic")
@@ -425,7 +430,11 @@ def _decode(site: Site, weights: str | None, shapes: Shapes, target: Target) -> 
     """Choose where a weight under a float operator is decoded: block by block only if the products have few rows."""
     if weights is None or site.op_type not in {"MatMul", "Gemm"} or site.weight_index != 1:
         return "load"
-    if not isinstance(parse_format(weights).granularity, PerBlock) or target.engine != "onnxruntime":
+    fmt = parse_format(weights)
+    if fmt.element.kind == "codebook" or not isinstance(fmt.granularity, PerBlock) or target.engine != "onnxruntime":
+        return "load"
+    # NOTE: ONNX Runtime 1.32 reads 2-bit codes wrongly in its block-wise kernel where a row of them ends within a byte.
+    if any(size * fmt.element.bits % 8 for size in site.weight_array().shape) and fmt.element.bits < _FEW_BITS:
         return "load"
     output = shapes.get(site.node.outputs[0].name or "")
     rows = math.prod(output[:-1]) if output else 1

@@ -34,7 +34,8 @@ def report_histograms(applied: Applied, activations: Mapping[str, Histogram]) ->
         if low == high:
             high = low + 1.0
         counts, edges = np.histogram(array, bins=_BINS, range=(low, high))
-        lowest, highest = weight.encoded.fmt.code_range()
+        fmt, levels = weight.encoded.fmt, weight.encoded.parameters.levels
+        lowest, highest = fmt.code_range() if levels is None else (float(levels.min()), float(levels.max()))
         scale = weight.encoded.parameters.scale.astype(np.float64)
         zero = weight.encoded.parameters.zero_point.astype(np.float64)
         result.append(
@@ -45,7 +46,8 @@ def report_histograms(applied: Applied, activations: Mapping[str, Histogram]) ->
                 counts=counts.astype(np.int64),
                 low=float(((lowest - zero) * scale).min()),
                 high=float(((highest - zero) * scale).max()),
-                step=float(scale.max()),
+                # Levels of a codebook are no grid.
+                step=0.0 if fmt.element.kind == "codebook" else float(scale.max()),
                 format=str(weight.encoded.fmt),
             )
         )

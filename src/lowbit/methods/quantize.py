@@ -19,6 +19,7 @@ from lowbit.methods.budget import Budget, drop_of
 from lowbit.methods.calibrate import Calibration, Watch, calibrate, observed_shapes
 from lowbit.methods.checkpoint import Checkpoint
 from lowbit.methods.classification import default_metric, metric_name
+from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.conformance import summary, violations
 from lowbit.methods.contract import read_back
 from lowbit.methods.costs import (
@@ -300,6 +301,7 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Pre
         plan = dataclasses.replace(plan, warnings=warnings, migrations=work.migrations)
         if budget is not None:
             plan = dataclasses.replace(plan, warnings=(*plan.warnings, *budget.warnings))
+        plan = _compensated(work, plan)
         with work.stages("Build the artifact", None):
             applied = apply_plan(work.model, plan)
         try:
@@ -625,6 +627,14 @@ def _learned(work: _Work, plan: Plan) -> Plan:
             seed=work.recipe.seed,
             advance=advance,
         ).plan
+
+
+def _compensated(work: _Work, plan: Plan) -> Plan:
+    """Make up for few bits in stored weights, as far as the recipe asks for it."""
+    if not any(compensable(entry, work.recipe) for entry in plan.sites):
+        return plan
+    with work.stages("Make up for few bits", None):
+        return compensated_plan(work.model, work.sites, plan, work.recipe, work.target, work.calibration_data)
 
 
 def _checkpoint(work: _Work, watch: Watch) -> Checkpoint | None:

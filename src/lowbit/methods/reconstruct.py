@@ -1,8 +1,8 @@
 """Restoring a quantized model block by block: roundings, weight scales, biases and activation scales are learned.
 
-One block after the other is trained to give the float block's outputs from what the quantized blocks before it give
-(Li et al., BRECQ, 2021; Wei et al., QDrop, 2022), then all of them together. What was learned goes into the plan, so
-that applying it needs neither data nor PyTorch. A block that is no better on samples it has not learned from keeps what it
+One block after the other is trained to give the float block's outputs from what the quantized blocks before it give (Li
+et al., BRECQ, 2021; Wei et al., QDrop, 2022), then all of them together. What was learned goes into the plan, so that
+applying it needs neither data nor PyTorch. A block that is no better on samples it has not learned from keeps what it
 had.
 """
 

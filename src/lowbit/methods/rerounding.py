@@ -35,7 +35,21 @@ if TYPE_CHECKING:
     from lowbit.runtime.session import Feed
     from lowbit.targets import Target
 
-__all__ = ["Rerounding", "better_codes", "first_rounding", "rounding_of", "roundings", "tells"]
+__all__ = [
+    "Kind",
+    "Rerounding",
+    "better_codes",
+    "blind",
+    "first_rounding",
+    "fits",
+    "grids_of",
+    "in_parts",
+    "limits_of",
+    "rounding_of",
+    "roundings",
+    "share_text",
+    "tells",
+]
 
 Kind = Literal["compensated", "gptq"]
 
@@ -125,17 +139,17 @@ def roundings(
     found = dict(known or {})
     entries = {entry.node: entry for entry in plan.sites}
     groups: dict[tuple[object, ...], list[Site]] = {}
-    blind = _blind(feeds)
+    unseen = blind(feeds)
     for site in sites:
         entry = entries[site.path]
-        if entry.weights is None or not _fits(site, entry, target, kind):
+        if entry.weights is None or not fits(site, entry, target, kind):
             continue
         if site.path in found and (found[site.path].execution, found[site.path].weights) == (
             entry.execution,
             entry.weights,
         ):
             continue
-        if feeds is None or (entry.execution == "weight-only" and blind):
+        if feeds is None or (entry.execution == "weight-only" and unseen):
             found[site.path] = Rerounding(
                 execution=entry.execution,
                 weights=entry.weights,
@@ -145,7 +159,7 @@ def roundings(
             continue
         # Sites that share a weight share its codes.
         groups.setdefault((site.weight, entry.execution, entry.weights), []).append(site)
-    for chosen in _parts(list(groups.values())):
+    for chosen in in_parts(list(groups.values())):
         assert feeds is not None
         flat = [site for group in chosen for site in group]
         centred = frozenset(site.path for site in flat if entries[site.path].input_mean is not None)
@@ -159,13 +173,14 @@ def roundings(
     return found
 
 
-def _blind(feeds: Dataset | Iterable[Feed] | None) -> bool:
+def blind(feeds: Dataset | Iterable[Feed] | None) -> bool:
+    """Whether samples are known to say nothing."""
     from lowbit.data import Dataset
 
     return isinstance(feeds, Dataset) and not tells(feeds)
 
 
-def _parts(groups: Sequence[list[Site]]) -> Iterator[list[list[Site]]]:
+def in_parts(groups: Sequence[list[Site]]) -> Iterator[list[list[Site]]]:
     """Yield groups of sites whose moments fit into memory together."""
     part: list[list[Site]] = []
     taken = 0
@@ -188,7 +203,7 @@ def _size(site: Site) -> int:
     return 3 * int(group * depth * depth)
 
 
-def _fits(site: Site, entry: SitePlan, target: Target, kind: Kind) -> bool:
+def fits(site: Site, entry: SitePlan, target: Target, kind: Kind) -> bool:
     """Whether a site's sums are ones whose moments can be measured and whose codes can be changed."""
     if entry.execution not in {"static", "weight-only"} or site.op_type not in {"Conv", "MatMul", "Gemm"}:
         return False
@@ -217,35 +232,30 @@ def _rerounding(
         return None
     assert entry.weights is not None
     weight = kernel_matrix(site, site.weight_array())
-    scale, zero_point = (
-        kernel_matrix(
-            site, np.broadcast_to(encoded.fmt.granularity.broadcast(each, encoded.codes.shape), encoded.codes.shape)
-        )
-        for each in (encoded.parameters.scale, encoded.parameters.zero_point.astype(np.float32))
-    )
-    fit, held, both = (
-        np.mean(each, axis=0) for each in zip(*((one.fit, one.held, one.both) for one in seen), strict=True)
-    )
-    better = better_codes(weight, nearest, scale, zero_point, fit, _limits(encoded), kind)
+    scale, zero_point = grids_of(site, encoded)
+    fit = np.mean([moments.fit for moments in seen], axis=0)
+    held = np.mean([moments.held for moments in seen], axis=0)
+    both = np.mean([moments.both for moments in seen], axis=0)
+    better = better_codes(weight, nearest, scale, zero_point, fit, limits_of(encoded), kind)
     before, after = (float(output_errors(weight, codes, scale, held, zero_point).sum()) for codes in (nearest, better))
     power = float(output_errors(weight, np.zeros_like(nearest), scale, held).sum())
     if after >= before:
-        note = "" if (better == nearest).all() else f", where {kind} has {_share(after, power)}"
+        note = "" if (better == nearest).all() else f", where {kind} has {share_text(after, power)}"
         return Rerounding(
             execution=entry.execution,
             weights=entry.weights,
             steps=None,
-            note=f"output error {_share(before, power)}, rounded to nearest{note}",
+            note=f"output error {share_text(before, power)}, rounded to nearest{note}",
         )
     # It generalizes: what was held out for this test may now take part.
-    final = better_codes(weight, nearest, scale, zero_point, both, _limits(encoded), kind)
+    final = better_codes(weight, nearest, scale, zero_point, both, limits_of(encoded), kind)
     packed = pack_steps((final.astype(np.int16) - nearest).astype(np.int8), nearest)
     rerounded(site, encoded, packed)  # what is stored has to be legal
     return Rerounding(
         execution=entry.execution,
         weights=entry.weights,
         steps=packed,
-        note=f"output error {_share(before, power)} -> {_share(after, power)} by {kind} rounding",
+        note=f"output error {share_text(before, power)} -> {share_text(after, power)} by {kind} rounding",
     )
 
 
@@ -273,7 +283,16 @@ def _encoded(site: Site, entry: SitePlan, plan: Plan, target: Target) -> Encoded
     )
 
 
-def _limits(encoded: EncodedWeight) -> CodeLimits:
+def grids_of(site: Site, encoded: EncodedWeight) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the scale and the zero point of every weight, `[K, N]` in the kernel's order."""
+    shape, granularity = encoded.codes.shape, encoded.fmt.granularity
+    parameters = encoded.parameters.scale, encoded.parameters.zero_point.astype(np.float32)
+    scale, zero_point = (np.broadcast_to(granularity.broadcast(each, shape), shape) for each in parameters)
+    return kernel_matrix(site, scale), kernel_matrix(site, zero_point)
+
+
+def limits_of(encoded: EncodedWeight) -> CodeLimits:
+    """Return what the codes of a weight may be."""
     low, high = encoded.fmt.code_range()
     paired = encoded.saturation is not None
     # The largest sums of two codes of one sign that 255 times them keep within 16 bits.
@@ -317,6 +336,6 @@ def better_codes(
     return np.where(errors[0] <= errors[1], found, other)
 
 
-def _share(error: float, power: float) -> str:
+def share_text(error: float, power: float) -> str:
     """Return an error of outputs as a percentage of their root mean square."""
     return f"{100 * np.sqrt(max(error, 0.0) / power):.2g} %" if power > 0 else "0 %"

@@ -19,13 +19,16 @@ from lowbit.formats import (
     parse_format,
     quantize,
 )
+from lowbit.graph.codebook_weights import looked_up_at_load
 from lowbit.graph.constants import constant_array
 from lowbit.graph.qdq import dequantized_bias, dequantized_weight
 from lowbit.graph.run_time_quantization import dynamic_convolution, dynamic_lstm, dynamic_matmul
 from lowbit.graph.stored_weights import cast_weight, decoded_at_load, decoded_rows
+from lowbit.methods.kept_beside import add_to_output, add_to_weight, beside_of
+from lowbit.methods.planned_weight import planned_weight
 from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight, rerounded
 from lowbit.plan.packed import unpack_floats
-from lowbit.rounding import weight_range
+from lowbit.rounding import fitted_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +83,12 @@ class WeightEncoder:
             return ()
         assert entry.weights is not None
         fmt = parse_format(entry.weights)
+        if fmt.element.kind == "codebook" and entry.execution != "weight-only":
+            raise RecipeError(
+                f"the plan wants {entry.node!r} as {entry.execution} with {fmt} weights",
+                cause="their codes are indices of levels, which no kernel multiplies",
+                remedy="plan it as weight-only, or with an integer format",
+            )
         if fmt.element.kind == "float" and fmt.element.bits == 16:
             return self._half(site, fmt) if entry.activations is None else ()
         if site.op_type in {"LSTM", "GRU", "RNN"} and entry.execution == "weight-only":
@@ -230,8 +239,9 @@ class WeightEncoder:
             elif isinstance(granularity, PerChannel):
                 granularity = PerChannel(0)
             placed = Format(fmt.element, granularity, fmt.symmetric, fmt.narrow)
-            parameters = choose_parameters(*weight_range(rows, placed, self.method), placed)
-            decoded = decoded_at_load(
+            parameters = fitted_parameters(rows, placed, self.method)
+            store = looked_up_at_load if placed.element.kind == "codebook" else decoded_at_load
+            decoded = store(
                 self.editor,
                 site.node,
                 value.name or "weight",
@@ -244,9 +254,7 @@ class WeightEncoder:
         return notes
 
     def _weight_only(self, site: Site, fmt: Format, entry: SitePlan) -> tuple[str, ...]:
-        scale = unpack_floats(entry.scale) if entry.scale is not None else None
-        encoded = encode_weight(site, fmt, saturates=False, method=self.method, scale=scale)
-        encoded = rerounded(site, encoded, entry.rounding)
+        encoded = planned_weight(site, fmt, entry, self.method)
         self._remember(site, encoded)
         weight = site.weight
         assert weight is not None
@@ -256,21 +264,27 @@ class WeightEncoder:
             bias = final_bias(site, encoded, entry)
             assert bias is not None
             self._float_bias(site, bias)
-        simple = encoded.fmt.symmetric and encoded.fmt.element.name == "int8"
+        simple = encoded.fmt.symmetric and encoded.fmt.element.name == "int8" and encoded.beside is None
         rows = site.op_type == "Gather" and site.attribute("axis", 0) == 0
         if rows and simple and not isinstance(encoded.fmt.granularity, PerBlock):
             scale = np.broadcast_to(encoded.parameters.scale, (encoded.codes.shape[0],)).astype(np.float32)
             decoded_rows(self.editor, site.node, name, encoded.codes, scale, encoded.fmt)
             return encoded.notes
         blocks = isinstance(encoded.fmt.granularity, PerBlock) and entry.decode == "kernel"
-        key = ("weight-only", weight, str(encoded.fmt), blocks, str(encoded.fmt.granularity), encoded.codes.tobytes())
+        codes, where = encoded.codes.tobytes(), str(encoded.fmt.granularity)
+        key = ("weight-only", weight, str(encoded.fmt), blocks, where, codes, entry.codebook, *beside_of(entry))
         if key in self._shared:
             value = self._shared[key][0]
         else:
-            store = dequantized_weight if blocks else decoded_at_load
+            looked_up = encoded.fmt.element.kind == "codebook"
+            store = dequantized_weight if blocks else looked_up_at_load if looked_up else decoded_at_load
             value = store(self.editor, site.node, name, encoded.codes, encoded.parameters, encoded.fmt)
+            if encoded.beside is not None and not blocks:
+                value = add_to_weight(self.editor, site, value, encoded.beside)
             self._shared[key] = (value, encoded)
         site.node.replace_input_with(site.weight_index, value)
+        if encoded.beside is not None and blocks:
+            add_to_output(self.editor, site, encoded.beside)
         return encoded.notes
 
     def _half(self, site: Site, fmt: Format) -> tuple[str, ...]:

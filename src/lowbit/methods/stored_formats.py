@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from lowbit.graph.constants import is_constant
+from lowbit.methods.stored_codebooks import lookup_format, stored_lookup
 from lowbit.plan.sites import Site, walk
 
 if TYPE_CHECKING:
@@ -121,9 +122,14 @@ class StoredFormats:
             if block is not None and block.as_int():
                 return f"{name}:block={block.as_int()}"
             return f"{name}{_per_channel(decoder.inputs[1])}"
-        cast = next((node for node in chain if node.op_type == "Cast"), None)
-        codes = cast.inputs[0] if cast is not None else None
-        if cast is None or codes is None or not is_constant(codes):
+        lookup = stored_lookup(chain)
+        if lookup is not None:
+            return lookup_format(lookup, chain)
+        casts = [node for node in chain if node.op_type == "Cast" and is_constant(node.inputs[0])]
+        # Beside codes stand 16-bit floats that correct them.
+        casts.sort(key=lambda node: not _is_integer(node.inputs[0]))
+        codes = casts[0].inputs[0] if casts else None
+        if codes is None:
             return None
         name = _type_name(codes)
         scaling = next((node for node in chain if node.op_type == "Mul"), None)
@@ -133,6 +139,7 @@ class StoredFormats:
         if scale is None or scale.const_value is None or codes.const_value is None:
             return name
         reshaped = any(node.op_type == "Reshape" for node in chain)
+        reshaped &= value.shape is None or len(value.shape) < codes.const_value.shape.rank()
         if reshaped and scale.const_value.size > 1:
             for length, scales in zip(codes.const_value.shape.numpy(), scale.const_value.shape.numpy(), strict=True):
                 if scales == 1 and length > 1:
@@ -236,6 +243,10 @@ def _type_name(value: ir.Value | None) -> str | None:
     if value is None or value.dtype is None:
         return None
     return value.dtype.name.lower()
+
+
+def _is_integer(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype is not None and value.dtype.is_integer()
 
 
 def _is_float(value: ir.Value) -> bool:

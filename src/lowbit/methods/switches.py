@@ -20,6 +20,7 @@ from lowbit.graph import opset_of, raise_opset
 from lowbit.graph.constants import constant_array, is_constant
 from lowbit.graph.editor import Editor
 from lowbit.graph.qdq import bias_codes
+from lowbit.methods.planned_weight import planned_weight
 from lowbit.methods.weights import EncodedWeight, corrected_bias, encode_matrix, encode_weight, rerounded
 from lowbit.plan.packed import unpack_floats
 from lowbit.plan.sites import Site, find_sites
@@ -260,7 +261,7 @@ class _Builder:
         assert entry.weights is not None
         if site.op_type in {"LSTM", "GRU", "RNN"}:
             return self._dynamic_arrays(site, entry) if site.op_type == "LSTM" else {}
-        encoded = encode_weight(site, parse_format(entry.weights), saturates=False, method=self.method)
+        encoded = planned_weight(site, parse_format(entry.weights), entry, self.method)
         corrected = self._bias_arrays(site, encoded, entry) if entry.input_mean else {}
         return {**corrected, self._weight_input(site): encoded.decode()}
 

@@ -16,6 +16,7 @@ from lowbit.rounding import (
     RangeMethod,
     SaturationReport,
     conv_to_kn,
+    fitted_parameters,
     hazards,
     kn_to_conv,
     make_safe,
@@ -25,6 +26,7 @@ from lowbit.rounding import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from lowbit.methods.kept_beside import KeptBeside
     from lowbit.plan.sites import Site
 
 __all__ = [
@@ -53,6 +55,7 @@ class EncodedWeight:
         fmt: The format, with the granularity that was really used.
         notes: What the user should know, in words.
         saturation: What could have saturated and was repaired; `None` where nothing had to be looked at.
+        beside: What is kept beside the codes; `None` if nothing is.
     """
 
     codes: NDArray[Any]
@@ -60,10 +63,12 @@ class EncodedWeight:
     fmt: Format
     notes: tuple[str, ...] = ()
     saturation: SaturationReport | None = None
+    beside: KeptBeside | None = None
 
     def decode(self) -> NDArray[np.float32]:
-        """Return the weight that the codes stand for."""
-        return dequantize(self.codes, self.parameters, self.fmt)
+        """Return the weight that the codes, and what is kept beside them, stand for."""
+        decoded = dequantize(self.codes, self.parameters, self.fmt)
+        return decoded if self.beside is None else self.beside.completed(decoded)
 
 
 def encode_weight(
@@ -75,6 +80,8 @@ def encode_weight(
     method: RangeMethod = "minmax",
     by_tap: bool = False,
     scale: NDArray[np.float32] | None = None,
+    weight: NDArray[np.float32] | None = None,
+    parameters: Parameters | None = None,
 ) -> EncodedWeight:
     """Encode the weight of a Conv, MatMul or Gemm.
 
@@ -87,18 +94,18 @@ def encode_weight(
         method: How the weights' ranges are chosen.
         by_tap: Whether a convolution's kernel starts a new pair at every kernel position; see `lowbit.targets.Target`.
         scale: Scales of a symmetric format, in place of those that follow from the range; any shape of their number.
+        weight: What to encode, if it is not the site's own weight.
+        parameters: Scale and levels, if they do not follow from the weight.
 
     Raises:
         RecipeError: The scales are not as many as the format has.
     """
-    weight = site.weight_array()
+    weight = site.weight_array() if weight is None else weight
     axis = channel_axis(site)
     fmt, notes = _placed(fmt, weight.shape, axis)
-    if scale is None:
-        low, high = weight_range(weight, fmt, method)
-        parameters = choose_parameters(low, high, fmt)
-    else:
+    if scale is not None:
         parameters = _given_parameters(scale, fmt, weight.shape, site.path)
+    parameters = parameters or fitted_parameters(weight, fmt, method)
     if input_scale is not None and site.bias is not None:
         parameters, note = _room_for_bias(parameters, site, input_scale, fmt)
         notes += note

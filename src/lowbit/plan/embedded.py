@@ -7,7 +7,7 @@ import binascii
 import dataclasses
 import json
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowbit.plan.plan import Plan
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PLAN_KEY", "embed_plan", "embedded_plan"]
 
+_UNNEEDED: dict[str, Any] = dict.fromkeys(
+    ("input_mean", "rounding", "scale", "bias", "codebook", "outliers", "low_rank")
+)
+
 PLAN_KEY = "lowbit.plan"
 """Entry of the model's metadata: the plan as JSON, compressed with zlib, in base64."""
 
@@ -23,12 +27,10 @@ PLAN_KEY = "lowbit.plan"
 def embed_plan(model: ir.Model, plan: Plan) -> None:
     """Store `plan` in the metadata of `model`, which is changed.
 
-    What only a new artifact needs (means of channels, roundings, scales and biases) and what differs from one
-    measurement to the next (warnings) is left out.
+    What only a new artifact needs (means of channels, roundings, what was learned or is kept beside the codes) and what
+    differs from one measurement to the next (warnings) is left out.
     """
-    sites = tuple(
-        dataclasses.replace(site, input_mean=None, rounding=None, scale=None, bias=None) for site in plan.sites
-    )
+    sites = tuple(dataclasses.replace(site, **_UNNEEDED) for site in plan.sites)
     text = json.dumps(
         dataclasses.replace(plan, sites=sites, warnings=(), migrations=()).to_dict(), separators=(",", ":")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import zlib
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,11 @@ import numpy as np
 from lowbit.exceptions import RecipeError
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from numpy.typing import NDArray
 
-__all__ = ["pack_floats", "pack_steps", "unpack_floats", "unpack_steps"]
+__all__ = ["pack_arrays", "pack_floats", "pack_steps", "unpack_arrays", "unpack_floats", "unpack_steps"]
 
 
 def pack_floats(array: NDArray[np.float32]) -> str:
@@ -59,6 +62,33 @@ def unpack_steps(text: str, base: NDArray[np.int8]) -> NDArray[np.int8] | None:
             return None
         return np.frombuffer(zlib.decompress(data[4:]), dtype=np.int8).reshape(base.shape)
     except (binascii.Error, ValueError, zlib.error) as error:
+        raise RecipeError(
+            "the plan holds an unreadable array", cause=str(error), remedy="make the plan again with --save-plan"
+        ) from error
+
+
+def pack_arrays(*arrays: NDArray[Any]) -> str:
+    """Return arrays of any shapes and plain types, compressed, in base64."""
+    buffer = io.BytesIO()
+    for array in arrays:
+        np.save(buffer, np.asarray(array), allow_pickle=False)
+    return base64.b64encode(zlib.compress(buffer.getvalue(), 9)).decode("ascii")
+
+
+def unpack_arrays(text: str, count: int) -> tuple[NDArray[Any], ...]:
+    """Return the arrays that `pack_arrays` wrote.
+
+    Args:
+        text: What it returned.
+        count: How many there are.
+
+    Raises:
+        RecipeError: The text is not so many arrays.
+    """
+    try:
+        buffer = io.BytesIO(zlib.decompress(base64.b64decode(text, validate=True)))
+        return tuple(np.load(buffer, allow_pickle=False) for _ in range(count))
+    except (binascii.Error, ValueError, EOFError, OSError, zlib.error) as error:
         raise RecipeError(
             "the plan holds an unreadable array", cause=str(error), remedy="make the plan again with --save-plan"
         ) from error

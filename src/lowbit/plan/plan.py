@@ -59,6 +59,10 @@ class SitePlan:
         scale: Weight scales that were learned, packed float32 in the granularity of `weights`; by default they follow
             from the weights' range.
         bias: Bias that was learned, packed likewise.
+        codebook: Levels and scales that a learned codebook has from data, packed likewise; without, it learns from the
+            weight alone.
+        outliers: Positions and values of the weights that are kept apart at 16 bits, packed likewise.
+        low_rank: Two thin factors, at 16 bits, of what the codes lack, packed likewise.
         notes: What else happened here, e.g. `12 of 96 channels changed so that no pair of products saturates`.
     """
 
@@ -75,6 +79,9 @@ class SitePlan:
     rounding: str | None = None
     scale: str | None = None
     bias: str | None = None
+    codebook: str | None = None
+    outliers: str | None = None
+    low_rank: str | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -38,6 +38,8 @@ CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 OPTIMIZE: tuple[Optimize, ...] = get_args(Optimize)
 _ACTIVATION_WORDS = ("none", "dynamic")
 _EXTREME_DB = 200.0
+# Beyond this, weights that are kept apart take more room than codes of twice the bits.
+_MOST_OUTLIERS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,10 @@ class Recipe:
         equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
         smooth: Whether scales move from activations to the weights that read them: `smoothquant` where activations have
             outliers, `awq` where only weights are rounded.
+        outliers: Fraction of the weights of a weight-only operator that are kept apart at 16 bits, so that all others
+            get finer codes; 0.005 is usual at 2 and 3 bits. Kept where it helps.
+        low_rank: Rank of a product of two thin matrices of 16 bits that makes up for what the codes of weight-only
+            operators lack. Kept where it helps.
         exclude: Patterns of operators that stay in float; see `Rule.pattern`.
         rules: Overrides, the last one that matches wins.
         io: `int8` lets the model take and return codes where its inputs and outputs are quantized.
@@ -110,6 +116,8 @@ class Recipe:
     time: float | None = None
     equalize: bool = False
     smooth: Smooth = "none"
+    outliers: float = 0.0
+    low_rank: int = 0
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     io: Io = "float"
@@ -144,8 +152,35 @@ class Recipe:
                 parse_format(text)
             except FormatError as error:
                 raise RecipeError(f"{label} is {text!r}", cause=str(error)) from error
+        self._check_codebooks()
+        if isinstance(self.outliers, bool) or not 0.0 <= self.outliers <= _MOST_OUTLIERS:
+            raise RecipeError(
+                f"outliers is {self.outliers}", remedy=f"give a fraction from 0 to {_MOST_OUTLIERS}, e.g. 0.005"
+            )
+        if isinstance(self.low_rank, bool) or not isinstance(self.low_rank, int) or self.low_rank < 0:
+            raise RecipeError(f"low_rank is {self.low_rank!r}", remedy="give a rank, e.g. 8, or 0 for none")
         for pattern in (*self.exclude, *(rule.pattern for rule in self.rules)):
             _check_pattern(pattern)
+
+    def _check_codebooks(self) -> None:
+        """Refuse codebooks where codes are multiplied: they are indices, not numbers."""
+        multiplied = self.activations not in {None, "none"}
+        if self.activations is not None and _codebook(self.activations):
+            raise RecipeError(
+                f"activations is {self.activations!r}",
+                cause="its codes are indices of levels, which no kernel multiplies",
+                remedy="codebooks are for weights; use uint8, or none",
+            )
+        formats: list[tuple[str, str | None, str]] = [("weights", self.weights, self.method)]
+        formats += [(f"weights of {rule.pattern!r}", rule.weights, rule.method or self.method) for rule in self.rules]
+        for label, text, method in formats:
+            if text is not None and _codebook(text) and (multiplied or method in {"static", "dynamic"}):
+                asked = f"activations {self.activations}" if multiplied else f"the method {method}"
+                raise RecipeError(
+                    f"{label} is {text!r} with {asked}",
+                    cause="its codes are indices of levels, which no kernel multiplies",
+                    remedy="use --method weight-only, or an integer format",
+                )
 
     def rule_for(self, path: str, op_type: str, weight: str | None) -> Rule:
         """Return the overrides for one operator, exclusions included; later rules win field by field."""
@@ -205,6 +240,11 @@ class Recipe:
             RecipeError: The file cannot be read or is no recipe.
         """
         return cls.from_dict(read_yaml(path, "recipe"))
+
+
+def _codebook(text: str) -> bool:
+    """Whether a format is a codebook; words that are no format are none."""
+    return text not in _ACTIVATION_WORDS and parse_format(text).element.kind == "codebook"
 
 
 def read_yaml(path: str | Path, what: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ def compare(plan: Plan, verification: Verification) -> tuple[ComparisonRow, ...]
             grade=judged.size.grade,
             condition="files on disk, external data included",
         ),
+        *_stored(plan),
         _latency(verification.latency, judged.speed.grade),
     ]
     if verification.latency_all_cores is not None:
@@ -142,6 +144,31 @@ def predicted_ms(plan: Plan) -> tuple[float, float, int] | None:
     if not known:
         return None
     return sum(pair[0] for pair in known) / 1e3, sum(pair[1] for pair in known) / 1e3, len(known)
+
+
+def _stored(plan: Plan) -> list[ComparisonRow]:
+    """Return what of the size comes from weights that no kernel computes with, and what they run as."""
+    stored = [site for site in plan.sites if site.execution == "weight-only" and site.weights is not None]
+    if not stored:
+        return []
+    counts = Counter(f"{site.weights}" for site in stored)
+    formats = ", ".join(f"{count} × {text}" for text, count in counts.most_common())
+    blocks = sum(site.decode == "kernel" for site in stored)
+    at_load = "stored small, run through dequantization: decoded at load, at float speed"
+    in_kernel = "stored small, decoded block by block in float kernels"
+    if not blocks:
+        change = at_load
+    else:
+        change = in_kernel if blocks == len(stored) else f"{at_load}; {blocks} decoded block by block"
+    return [
+        ComparisonRow(
+            label="Weights only",
+            float_text=NOTHING,
+            artifact_text=str(len(stored)),
+            change=change,
+            condition=f"no integer kernel computes with them: {formats}",
+        )
+    ]
 
 
 def _latency(latency: Latency | None, grade: Grade) -> ComparisonRow:

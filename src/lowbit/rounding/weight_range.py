@@ -136,7 +136,7 @@ def _least_squares(
 def _least_divergence(
     rows: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32], fmt: Format
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    levels = fmt.element.levels // 2  # of one sign: the histogram is of magnitudes
+    levels = fmt.element.code_count // 2  # of one sign: the histogram is of magnitudes
     if levels >= _BINS:
         return low, high
     reach = np.maximum(-low, high)
