@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lowbit.runtime.session import Feed
     from lowbit.targets import Target
 
-__all__ = ["Reconstruction", "reconstruct"]
+__all__ = ["Reconstruction", "Schedules", "reconstruct", "usual_schedules"]
 
 _LEARNED = frozenset({"static", "weight-only"})
 # Share of the time that blocks get before all of them learn together.
@@ -65,14 +65,34 @@ class Reconstruction:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedules:
+    """How long and how fast a model learns.
+
+    Attributes:
+        blocks: For every block.
+        whole: For all of them together afterwards, for the outputs of the model; `None` leaves it out.
+    """
+
+    blocks: Schedule
+    whole: Schedule | None = None
+
+
+def usual_schedules(plan: Plan) -> Schedules:
+    """Return schedules for the weights of a plan: at 8 bits little is left to be learned."""
+    elements = [parse_format(entry.weights).element for entry in plan.sites if entry.weights is not None]
+    if all(element.kind != "integer" or element.maximum >= _INT8_MAXIMUM for element in elements):
+        return Schedules(blocks=Schedule(steps=40))
+    return Schedules(blocks=Schedule(), whole=Schedule(dropped=0.0))
+
+
 def reconstruct(
     model: ir.Model,
     plan: Plan,
     target: Target,
     feeds: Iterable[Feed],
     *,
-    schedule: Schedule | None = None,
-    whole: Schedule | None = None,
+    schedules: Schedules | None = None,
     seconds: float | None = None,
     seed: int = 0,
     memory: int = 2 << 30,
@@ -85,8 +105,7 @@ def reconstruct(
         plan: The plan to start from.
         target: Where the model will run.
         feeds: Calibration samples; all of them are held, as far as `memory` allows in memory, beyond it on disk.
-        schedule: How long and how fast every block learns.
-        whole: The same for all blocks together afterwards, for the outputs of the model; `None` leaves it out.
+        schedules: How long and how fast to learn; by default longer for fewer bits.
         seconds: Time for all blocks; schedules are shortened to keep it, and what is learned then depends on how fast
             this machine is. `None` is no limit.
         seed: Of batches and dropping.
@@ -96,7 +115,7 @@ def reconstruct(
     Raises:
         ModelError: The graph has element types that PyTorch does not have.
     """
-    schedule = dataclasses.replace(schedule or Schedule(), seed=seed)
+    schedules = schedules or usual_schedules(plan)
     started = time.monotonic()
     until = None if seconds is None else started + seconds
     batched = for_any_batch(model)
@@ -110,9 +129,10 @@ def reconstruct(
     found: dict[str, LearnedBlock] = {}
     feeds = list(feeds)
     # The blocks one after the other, then all of them together.
-    passes = [(blocks, schedule, 1.0 if whole is None else _BLOCKS_SHARE)]
-    if whole is not None and len(blocks) > 1:
-        passes.append((partition(batched.graph, grouped, fewest=len(grouped) + 1), whole, 1.0))
+    together = schedules.whole if len(blocks) > 1 else None
+    passes = [(blocks, schedules.blocks, 1.0 if together is None else _BLOCKS_SHARE)]
+    if together is not None:
+        passes.append((partition(batched.graph, grouped, fewest=len(grouped) + 1), together, 1.0))
     for parts, pace, share in passes:
         left = None if until is None else (until - time.monotonic()) * share
         learner = _Learner(batched, sites, plan, target, dataclasses.replace(pace, seed=seed))

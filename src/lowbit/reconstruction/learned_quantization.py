@@ -6,6 +6,7 @@ a part in float at random, so that weights do not adapt to the very errors of th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class _Quantize(torch.autograd.Function):
         low: float,
         high: float,
     ) -> torch.Tensor:
-        scale, offset = float(torch.exp(log_scale)), float(zero_point)
+        scale, offset = math.exp(float(log_scale.detach())), float(zero_point)
         y = torch.round_(x / scale).clamp_(low - offset, high - offset).mul_(scale)
         if keep is not None:
             y.lerp_(x, keep)

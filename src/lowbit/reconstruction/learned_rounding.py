@@ -1,8 +1,9 @@
 """A weight whose codes and scale are learned, from codes that are good already.
 
-Cheng et al., Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs (SignRound), 2023: every
-weight has a position between codes that moves by a fixed distance along the sign of its gradient, and the code is the
-nearest one. What is computed is always what the codes give, so that nothing is lost when learning ends.
+As in Cheng et al., Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs (SignRound), 2023,
+every weight has a position between codes that moves against its gradient, and its code is the nearest one. What is
+computed is always what the codes give, so that nothing is lost when learning ends. Deviations: the positions start at
+codes that may have been chosen by other means, and move by Adam, which a noisy gradient moves less than a steady one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LearnedRounding", "SignDescent"]
+__all__ = ["LearnedRounding"]
 
 # How far from its weight, or from the code that it started with, a position may move, in steps.
 _REACH = 1.0
@@ -87,27 +88,6 @@ class LearnedRounding(torch.nn.Module):
     def confine(self) -> None:
         """Move positions that went too far back."""
         self.position.copy_(torch.minimum(torch.maximum(self.position, self.bottom), self.top))
-
-
-class SignDescent(torch.optim.Optimizer):
-    """Moves every number by the learning rate against the sign of its gradient.
-
-    Args:
-        parameters: What to move.
-        lr: How far.
-    """
-
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Move once."""
-        del closure
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.add_(torch.sign(parameter.grad), alpha=-group["lr"])
 
 
 class _Codes(torch.autograd.Function):

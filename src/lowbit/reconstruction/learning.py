@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowbit.reconstruction.learned_rounding import LearnedRounding, SignDescent
+from lowbit.reconstruction.learned_rounding import LearnedRounding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,9 +61,9 @@ class Schedule:
 
     steps: int = 200
     batch: int = 8
-    reach: float = 0.5
-    scale_rate: float = 2e-3
-    bias_rate: float = 5e-3
+    reach: float = 0.4
+    scale_rate: float = 5e-4
+    bias_rate: float = 1e-3
     dropped: float = 0.5
     judged: int = 10
     seed: int = 0
@@ -168,28 +168,24 @@ class BlockLearner:
         torch.manual_seed(schedule.seed)
         roundings = list(self.weights.values())
         scales = [scale for name, scale in self.scales.items() if name in self.learn_scales]
-        smooth = torch.optim.Adam(
+        # With a rate that falls to 0, a position moves by about half of rate times steps.
+        pace = 2 * schedule.reach / schedule.steps
+        optimizer = torch.optim.Adam(
             [
                 {"params": [weight.log_scale for weight in roundings] + scales, "lr": schedule.scale_rate},
                 {"params": [bias.change for bias in self.biases.values()], "lr": schedule.bias_rate},
-                {"params": [torch.nn.Parameter(torch.zeros(()))]},  # so that there is always something
-            ],
-            lr=schedule.scale_rate,
+                {"params": [weight.position for weight in roundings], "lr": pace},
+            ]
         )
-        positions = [weight.position for weight in roundings]
-        rough = SignDescent(positions, schedule.reach * 2 / schedule.steps) if positions else None
-        rates = [group["lr"] for group in smooth.param_groups]
+        rates = [group["lr"] for group in optimizer.param_groups]
         best, kept = math.inf, self.state()
         for step in range(schedule.steps):
             if step % max(schedule.steps // schedule.judged, 1) == 0:
                 best, kept = self._better(judge(), best, kept)
             left = 1 - step / schedule.steps
-            for group, rate in zip(smooth.param_groups, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * left
-            smooth.zero_grad(set_to_none=True)
-            if rough is not None:
-                rough.param_groups[0]["lr"] = schedule.reach * 2 / schedule.steps * left
-                rough.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             inputs, targets = batches(generator)
             for sample, wanted in zip(inputs, targets, strict=True):
                 got = self.run(sample, {name: weight() for name, weight in self.weights.items()}, schedule.dropped)
@@ -197,11 +193,9 @@ class BlockLearner:
                 noise = torch.stack([(one - exact).square().sum() for one, exact in pairs]).sum()
                 signal = sum(float(exact.square().sum()) for _, exact in pairs)
                 torch.autograd.backward(noise / max(signal, 1e-30) / len(inputs))
-            smooth.step()
-            if rough is not None:
-                rough.step()
-                for weight in roundings:
-                    weight.confine()
+            optimizer.step()
+            for weight in roundings:
+                weight.confine()
             advance()
         best, kept = self._better(judge(), best, kept)
         self.restore(kept)

@@ -19,7 +19,8 @@ OPERATORS: dict[str, OperatorSupport] = {
     "Mul": OperatorSupport(role="binary"),
     "Sigmoid": OperatorSupport(role="unary", output_range=(0.0, 1.0)),
     "LeakyRelu": OperatorSupport(role="unary"),
-    "Softmax": OperatorSupport(role="unary", output_range=(0.0, 1.0)),
+    # Its integer kernel multiplies by the whole part of 1 / scale: 1/255 would be 254, 0.4 % too little.
+    "Softmax": OperatorSupport(role="unary", output_range=(0.0, 255 / 256)),
     "GlobalAveragePool": OperatorSupport(role="global-pool"),
     "AveragePool": OperatorSupport(role="pool"),
     "Concat": OperatorSupport(role="concat"),
