@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockLearner", "LearnedBias", "LearnedBlock", "Schedule"]
 
+# By what share an error has to fall.
+_MEANINGFUL = 1e-3
 
 Batches = tuple[list[dict[str, torch.Tensor]], list[tuple[torch.Tensor, ...]]]
 """What a block reads, by name, and what it should give."""
@@ -86,8 +88,8 @@ class LearnedBlock:
 
     @property
     def helped(self) -> bool:
-        """Whether what was learned is better."""
-        return self.after < self.before
+        """Whether what was learned is better, by more than the last digits of a scale."""
+        return self.after < (1 - _MEANINGFUL) * self.before
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
