@@ -135,7 +135,7 @@ def test_no_data_at_all(refused):
         (["--weights", "int9"], ["'int9'", "Use one of int2, int4, int8"]),
         (["--weights", "int8:per-moon"], ["'int8:per-moon'"]),
         (["--activations", "loud"], ["'loud'"]),
-        (["--method", "magic"], ["'magic'", "auto, static, dynamic, weight-only"]),
+        (["--method", "magic"], ["'magic'", "auto, best, static, dynamic, weight-only"]),
         (["--calibration", "guess"], ["'guess'", "entropy"]),
         (["--percentile", "7"], ["7"]),
         (["--samples", "0"], ["samples is 0"]),
@@ -279,3 +279,10 @@ def test_constant_zero_data_work(folder, lowbit):
     np.savez("zero.npz", x=np.zeros((6, 8, 16, 16), np.float32))
     done = lowbit("quantize", "net.onnx", "--data", "zero.npz", "--method", "static", *RUN)
     assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("duration", ["soon", "-1", "5x", "1h30m", ""])
+def test_a_duration_that_is_none(lowbit, duration: str) -> None:
+    done = lowbit("quantize", "net.onnx", "--data", "data.npz", "--method", "best", "--time", duration)
+    assert done.status != 0
+    assert "5m" in done.err

@@ -78,7 +78,7 @@ def test_recipe_defaults() -> None:
     for field in dataclasses.fields(Recipe):
         default = table[field.name][-1].strip("`")
         if field.default is None:
-            assert default == ("no limit" if field.name.startswith(("min_", "max_")) else "the target's")
+            assert default == ("no limit" if field.name.startswith(("min_", "max_", "time")) else "the target's")
         elif field.default == ():
             assert default == "none"
         else:

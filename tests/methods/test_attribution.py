@@ -112,7 +112,7 @@ def test_what_a_dynamic_operator_needs_at_run_time_is_its_own(network: Callable)
 
 
 def test_decoding_a_stored_weight_belongs_to_who_reads_it(network: Callable) -> None:
-    _, artifact, sites = network(weights="int4")
+    _, artifact, sites = network(weights="uint4")
     found = owned(artifact, sites)
     decoding = Counter(
         owner.name for kernel, owner in found if kernel.op_type == "DequantizeLinear" and owner.kind == "site"

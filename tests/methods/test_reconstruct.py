@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
 
 import lowbit
@@ -23,6 +21,10 @@ from lowbit.runtime.session import open_session
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import onnx
+
     from lowbit.plan.plan import Plan
 
 TARGET = find_target("onnxruntime-x86-vnni")
@@ -52,7 +54,9 @@ def planned(parse: Callable, noise: Callable) -> Callable[..., tuple[onnx.ModelP
         feeds = noise(proto, count=24)
         model = clean(load_model(proto)).model
         sites = find_sites(model, TARGET)
-        recipe = Recipe(target=TARGET.name, **{"weights": "int3", "activations": "uint8", "rounding": "nearest"} | options)
+        recipe = Recipe(
+            target=TARGET.name, **{"weights": "int3", "activations": "uint8", "rounding": "nearest"} | options
+        )
         shapes = observed_shapes(model, feeds[0])
         decision = decide(sites, recipe, TARGET, shapes)
         found = calibrate(model, feeds, watch_list(sites, decision, recipe))
@@ -138,7 +142,7 @@ def test_a_plan_with_a_foreign_scale_is_refused(planned: Callable) -> None:
             for site in found.sites
         ),
     )
-    with pytest.raises(lowbit.LowbitError, match="weight scales|unreadable array"):
+    with pytest.raises(lowbit.LowbitError, match=r"weight scales|unreadable array"):
         apply_plan(model, broken, target=TARGET)
 
 

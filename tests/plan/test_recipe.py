@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit.exceptions import RecipeError
-from lowbit.plan.recipe import CALIBRATIONS, METHODS, OPTIMIZE, Recipe, Rule, matches
+from lowbit.plan.recipe import CALIBRATIONS, METHODS, OPTIMIZE, RULE_METHODS, Recipe, Rule, matches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ rules = st.builds(
     Rule,
     pattern=patterns,
     weights=st.none() | st.sampled_from(FORMATS),
-    method=st.none() | st.sampled_from([*METHODS, "float"]),
+    method=st.none() | st.sampled_from(RULE_METHODS),
 )
 recipes = st.builds(
     Recipe,

@@ -20,7 +20,12 @@ def call(low: int = 0, high: int = 15) -> Call:
 
 def tensors(dropped: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     x = torch.randn(8, 4, 30, generator=torch.Generator().manual_seed(0)) * 0.4
-    return x.requires_grad_(), torch.tensor(math.log(SCALE), requires_grad=True), torch.tensor(3.0), torch.tensor(dropped)
+    return (
+        x.requires_grad_(),
+        torch.tensor(math.log(SCALE), requires_grad=True),
+        torch.tensor(3.0),
+        torch.tensor(dropped),
+    )
 
 
 def test_forwards_it_is_the_codec() -> None:

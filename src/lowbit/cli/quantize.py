@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lowbit.cli.duration import DURATION
 from lowbit.cli.metrics import load_metric
 from lowbit.cli.parameters import FILE, Command, check_model, data_source, option, preprocessing, quality_options
 from lowbit.cli.progress import stages
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 _DATA, _HOW, _FILES, _RUN = "Data and quality", "What becomes of the model", "Files", "Measuring and printing"
+_MEASURE_SECONDS = 2.0
 _DECIDED = (
     "target",
     "weights",
@@ -31,6 +34,10 @@ _DECIDED = (
     "max_drop",
     "calibration",
     "percentile",
+    "weight_range",
+    "rounding",
+    "equalize",
+    "smooth",
     "outliers",
     "low_rank",
     "exclude",
@@ -58,7 +65,7 @@ _DECIDED = (
     help="int8, int4, int2, float16, nf4, codebook16 …, then :per-tensor, :per-channel or :block=32.  [the target's]",
 )
 @option(_HOW, "--activations", metavar="FORMAT", help="uint8, int8, int16, none or dynamic.  [the target's]")
-@option(_HOW, "--method", metavar="auto|static|dynamic|weight-only", help="How operators are quantized.  [auto]")
+@option(_HOW, "--method", metavar="auto|best|static|dynamic|weight-only", help="How; `best` also learns.  [auto]")
 @option(_HOW, "--optimize", metavar="latency|size|accuracy", help="What comes first.  [latency]")
 @option(
     _HOW,
@@ -86,6 +93,20 @@ _DECIDED = (
     "--calibration",
     metavar="auto|minmax|moving-average|percentile|mse|entropy",
     help="How ranges of activations are chosen.  [auto]",
+)
+@option(_HOW, "--weight-range", metavar="minmax|percentile|mse|entropy", help="How ranges of weights are.  [minmax]")
+@option(
+    _HOW,
+    "--rounding",
+    metavar="nearest|compensated|gptq|learned",
+    help="How weights are rounded; each is slower and better than the one before.  [compensated]",
+)
+@option(_HOW, "--equalize", is_flag=True, default=None, help="Make the ranges of neighbouring layers' channels alike.")
+@option(
+    _HOW,
+    "--smooth",
+    metavar="none|smoothquant|awq",
+    help="Move scales from activations to the weights that read them.  [none]",
 )
 @option(_HOW, "--percentile", type=float, metavar="PERCENT", help="What --calibration percentile keeps.  [99.99]")
 @option(
@@ -152,11 +173,12 @@ _DECIDED = (
     _RUN,
     "--time",
     "seconds",
-    type=click.FloatRange(min=0),
-    default=2.0,
-    metavar="SECONDS",
-    help="How long latency is measured; 0 leaves it out.  [2]",
+    type=DURATION,
+    metavar="DURATION",
+    help="How long latency is measured, 0 leaves it out; with `--method best` or `--rounding learned`, how long "
+    "learning may take, e.g. 5m.  [2; learning: no limit]",
 )
+@option(_RUN, "--measure", type=DURATION, metavar="DURATION", help="How long latency is measured, in any case.  [2]")
 @option(
     _RUN,
     "--checkpoint",
@@ -186,7 +208,8 @@ def quantize(
     force: bool,
     batch: int,
     threads: int,
-    seconds: float,
+    seconds: float | None,
+    measure: float | None,
     details: bool,
     quiet: bool,
     **options: Any,
@@ -199,6 +222,8 @@ def quantize(
     check_model(model)
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     settings = _settings(recipe, given)
+    if settings.resolved().rounding == "learned" and seconds is not None:
+        settings, seconds = dataclasses.replace(settings, time=seconds), None
     fixed = _plan(plan, recipe, given)
     inputs = (model, labels, recipe, plan, *(Path(text) for text in (data, test_data) if text not in {None, "random"}))
     artifact = outputs.reserve(output or _default_output(model, settings, fixed), inputs=inputs)
@@ -224,7 +249,7 @@ def quantize(
         force=force,
         threads=threads,
         batch=batch,
-        measure_seconds=seconds,
+        measure_seconds=next(found for found in (measure, seconds, _MEASURE_SECONDS) if found is not None),
         stages=stages(quiet=quiet),
     )
     result.save(artifact)

@@ -18,6 +18,7 @@ __all__ = [
     "CALIBRATIONS",
     "METHODS",
     "OPTIMIZE",
+    "RULE_METHODS",
     "Calibration",
     "Io",
     "Method",
@@ -34,6 +35,7 @@ Optimize = Literal["latency", "size", "accuracy"]
 Smooth = Literal["none", "smoothquant", "awq"]
 Rounding = Literal["nearest", "compensated", "gptq", "learned"]
 METHODS: tuple[Method, ...] = get_args(Method)
+RULE_METHODS: tuple[str, ...] = (*(method for method in METHODS if method != "best"), "float")
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 OPTIMIZE: tuple[Optimize, ...] = get_args(Optimize)
 _ACTIVATION_WORDS = ("none", "dynamic")
@@ -309,7 +311,7 @@ def _rule(item: Any) -> Rule:
     if not isinstance(item, Mapping) or "pattern" not in item or set(item) - set(known):
         raise RecipeError(f"the rule {item!r} is malformed", remedy=f"give a mapping with {', '.join(known)}")
     rule = Rule(**cast("dict[str, Any]", dict(item)))
-    _one_of("a rule's method", rule.method or "auto", (*(method for method in METHODS if method != "best"), "float"))
+    _one_of("a rule's method", rule.method or "auto", RULE_METHODS)
     if rule.weights is not None:
         try:
             parse_format(rule.weights)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowbit.reconstruction.learned_rounding import LearnedRounding
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lowbit.interpreter import Interpreter
+    from lowbit.reconstruction.learned_rounding import LearnedRounding
 
 __all__ = ["BlockLearner", "LearnedBias", "LearnedBlock", "Schedule"]
 
