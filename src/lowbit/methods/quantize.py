@@ -615,9 +615,9 @@ def _learned(work: _Work, plan: Plan) -> Plan:
         missing = "nothing was learned, because there are no calibration data: give --data"
         return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
     # PyTorch takes a second to load, and nothing else needs it.
-    from lowbit.methods.reconstruct import reconstruct
+    from lowbit.methods.reconstruct import count_blocks, reconstruct
 
-    with work.stages("Learn block by block", None) as advance:
+    with work.stages("Learn block by block", count_blocks(work.model, plan, work.target)) as advance:
         return reconstruct(
             work.model,
             plan,

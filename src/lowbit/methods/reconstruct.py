@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lowbit.runtime.session import Feed
     from lowbit.targets import Target
 
-__all__ = ["Reconstruction", "Schedules", "reconstruct", "usual_schedules"]
+__all__ = ["Reconstruction", "Schedules", "count_blocks", "reconstruct", "usual_schedules"]
 
 _LEARNED = frozenset({"static", "weight-only"})
 # Share of the time that blocks get before all of them learn together.
@@ -120,11 +120,7 @@ def reconstruct(
     until = None if seconds is None else started + seconds
     batched = for_any_batch(model)
     sites = find_sites(batched, target)
-    grouped = [
-        [node for node in (site.node, site.bias_node, *site.fused) if node is not None]
-        for site in sites
-        if site.weight_index is not None and not site.subgraph
-    ]
+    grouped = _groups(sites)
     blocks = partition(batched.graph, grouped)
     found: dict[str, LearnedBlock] = {}
     feeds = list(feeds)
@@ -139,6 +135,21 @@ def reconstruct(
         found |= _pass(learner, parts, feeds, memory, left, advance)
         plan = learner.planned()
     return Reconstruction(plan=plan, blocks=found, seconds=time.monotonic() - started)
+
+
+def count_blocks(model: ir.Model, plan: Plan, target: Target) -> int:
+    """Return how many blocks `reconstruct` learns, all of them together counted as one more."""
+    blocks = len(partition(model.graph, _groups(find_sites(model, target))))
+    return blocks + (usual_schedules(plan).whole is not None and blocks > 1)
+
+
+def _groups(sites: Sequence[Site]) -> list[list[ir.Node]]:
+    """Return what is never cut apart: operators with weights, with their biases and activations."""
+    return [
+        [node for node in (site.node, site.bias_node, *site.fused) if node is not None]
+        for site in sites
+        if site.weight_index is not None and not site.subgraph
+    ]
 
 
 def _pass(
