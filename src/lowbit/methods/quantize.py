@@ -465,13 +465,16 @@ def _planner(work: _Work, budget: Budget | None, *, automatic: bool) -> _Planner
             seconds=_PROBING * work.seconds,
         )
     remember(tuned.table)
+    # What lies in subgraphs and between operators has no entry of its own, and takes as long in every plan.
+    whole = tuned.float_ns if probe.float_ns is None else probe.float_ns
+    rest = max(whole - tuned.predicted_float_ns, 0.0)
     record = TunedPlan(
         executions=tuned.decision.executions,
         reasons=tuned.decision.reasons,
         times={path: (choice.float_ns, choice.chosen_ns) for path, choice in tuned.decision.choices.items()},
-        predicted_ns=tuned.predicted_ns,
-        predicted_float_ns=tuned.predicted_float_ns,
-        corrected_ns=tuned.corrected_ns,
+        predicted_ns=tuned.predicted_ns + rest,
+        predicted_float_ns=tuned.predicted_float_ns + rest,
+        corrected_ns=tuned.corrected_ns + rest,
         spread=tuned.spread,
     )
     remember_plan(identity, record)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lowbit.formats import Format, Parameters, parse_format, quantize
+from lowbit.formats import Format, parse_format
 from lowbit.methods.learned_graph import DROPPED, block_module, for_any_batch, learned_graph
 from lowbit.methods.site_weights import final_bias
 from lowbit.methods.weights import EncodedWeight, encode_weight, kernel_matrix, rerounded
@@ -358,16 +358,14 @@ class _Learner:
         for tensor, name in self.learned.scales.items():
             if name in learner.learn_scales:
                 self.scales[tensor] = float(learner.scales[name].detach())
-                self.moved[tensor] = math.exp(self.scales[tensor])
-        for path, weight in encoded.items():
+                self.moved[tensor] = float(np.float32(math.exp(self.scales[tensor])))
+        for path in encoded:
             site = self.sites[path]
             name = self.learned.weights[path]
             bias = learner.biases.get(self.learned.biases.get(path, ""))
             rounding, scale = None, None
             if name in learner.weights:
-                soft = learner.weights[name]
-                scale = soft.scale().numpy().astype(np.float32)
-                rounding = _steps(site, soft, scale, weight.fmt)
+                rounding, scale = self._stored(site, self.entries[path], learner.weights[name])
             self.found[path] = _LearnedSite(
                 rounding=rounding, scale=scale, bias=None if bias is None else bias().detach().numpy()
             )
@@ -375,22 +373,31 @@ class _Learner:
                 f"learned: squared error of its block {result.before:.2%} -> {result.after:.2%} of the signal"
             )
 
+    def _stored(self, site: Site, entry: SitePlan, learned: LearnedRounding) -> tuple[str, NDArray[np.float32]]:
+        """Return what a plan stores: by how many steps codes differ from nearest, packed, and the scales."""
+        # As applying the plan does it, which may widen scales until the bias fits into its integers.
+        nearest = self._nearest(site, entry, learned.scale().numpy().astype(np.float32))
+        codes, base = (kernel_matrix(site, array.astype(np.int8)) for array in (learned.codes().numpy(), nearest.codes))
+        return pack_steps((codes.astype(np.int16) - base).astype(np.int8), base), nearest.parameters.scale
+
     def _encoded(self, site: Site, entry: SitePlan) -> EncodedWeight:
+        scale = unpack_floats(entry.scale) if entry.scale is not None else None
+        return rerounded(site, self._nearest(site, entry, scale), entry.rounding)
+
+    def _nearest(self, site: Site, entry: SitePlan, scale: NDArray[np.float32] | None) -> EncodedWeight:
         assert entry.weights is not None
         static = entry.execution == "static"
         read = site.node.inputs[0]
         tensor = self.tensors.get((read.name or "") if read is not None else "") if static else None
-        fmt = parse_format(entry.weights)
-        encoded = encode_weight(
+        return encode_weight(
             site,
-            fmt,
+            parse_format(entry.weights),
             saturates=static and self.target.saturates and tensor is not None and tensor.format.startswith("uint8"),
-            input_scale=tensor.scale if tensor is not None else None,
+            input_scale=None if tensor is None else self.moved.get(tensor.tensor, tensor.scale),
             method=self.method,
             by_tap=self.target.pairs == "tap",
-            scale=unpack_floats(entry.scale) if entry.scale is not None else None,
+            scale=scale,
         )
-        return rerounded(site, encoded, entry.rounding)
 
     def _rounds(self, encoded: EncodedWeight) -> bool:
         # Where pairs of products may saturate, the codes are bound to each other; the scales are not learned either.
@@ -526,15 +533,6 @@ def _spread(tensor: torch.Tensor, fmt: Format, shape: tuple[int, ...]) -> torch.
         case PerBlock(axis=axis, size=size):
             return tensor.repeat_interleave(size, dim=axis)
     return tensor
-
-
-def _steps(site: Site, rounding: LearnedRounding, scale: NDArray[np.float32], fmt: Format) -> str:
-    """Return by how many steps the learned codes differ from rounding to nearest with the learned scale, packed."""
-    parameters = Parameters(scale, np.zeros(scale.shape, dtype=fmt.element.dtype))
-    codes = rounding.codes().numpy().astype(np.int8)
-    base = quantize(site.weight_array(), parameters, fmt).astype(np.int8)
-    codes, base = (kernel_matrix(site, array) for array in (codes, base))
-    return pack_steps((codes.astype(np.int16) - base).astype(np.int8), base)
 
 
 def _rescaled(tensor: ActivationPlan, scale: float) -> ActivationPlan:
