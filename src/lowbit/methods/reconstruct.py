@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from lowbit.reconstruction.partition import Block, partition
 from lowbit.reconstruction.store import TensorStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -47,6 +48,8 @@ _LEARNED = frozenset({"static", "weight-only"})
 _BLOCKS_SHARE = 0.6
 _HELD_OUT = 0.2
 _INT8_MAXIMUM = 127
+# Numbers that a batch carries, from which on all threads take part.
+_WORTH_SHARING = 1 << 18
 _MOST_HELD_OUT = 32
 
 
@@ -342,7 +345,8 @@ class _Learner:
             steps = _affordable(learner, batches, judge, schedule, seconds)
             schedule = dataclasses.replace(schedule, steps=steps)
             learner.restore(state)
-        after = learner.learn(batches, judge, schedule)
+        with _threads(self._numbers(block, stream, wanted)):
+            after = learner.learn(batches, judge, schedule)
         result = LearnedBlock(before=before, after=after, steps=schedule.steps)
         if not result.helped:
             learner.restore(state)
@@ -353,6 +357,12 @@ class _Learner:
             return result
         self._keep(learner, encoded, result)
         return result
+
+    def _numbers(self, block: Block, stream: _Stream, wanted: dict[int, tuple[torch.Tensor, ...]]) -> int:
+        """Return how many numbers a batch carries into a block and out of it."""
+        sample = stream.training[0] if len(stream.training) else 0
+        tensors = [*(stream.exact.get(name, sample) for name in block.inputs), *wanted[sample]]
+        return self.schedule.batch * sum(tensor.numel() for tensor in tensors)
 
     def _keep(self, learner: BlockLearner, encoded: dict[str, EncodedWeight], result: LearnedBlock) -> None:
         for tensor, name in self.learned.scales.items():
@@ -452,6 +462,20 @@ class _Batches:
             return inputs, targets
         joined = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
         return [joined], [tuple(torch.cat(column) for column in zip(*targets, strict=True))]
+
+
+@contextmanager
+def _threads(numbers: int) -> Iterator[None]:
+    """Compute in one thread where there is little to share: meeting again would take longer than the work.
+
+    Not measured, because the number of threads shows in the last bits of sums, and the same seed gives the same bytes.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if numbers < _WORTH_SHARING else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _affordable(
