@@ -362,7 +362,7 @@ class _Learner:
         """Return how many numbers a batch carries into a block and out of it."""
         sample = stream.training[0] if len(stream.training) else 0
         tensors = [*(stream.exact.get(name, sample) for name in block.inputs), *wanted[sample]]
-        return self.schedule.batch * sum(tensor.numel() for tensor in tensors)
+        return self.schedule.batch * sum(int(tensor.numel()) for tensor in tensors)
 
     def _keep(self, learner: BlockLearner, encoded: dict[str, EncodedWeight], result: LearnedBlock) -> None:
         for tensor, name in self.learned.scales.items():
