@@ -39,7 +39,7 @@ def test_an_interrupt_during_calibration_leaves_nothing(folder, number, status):
     time.sleep(1.0)
     running.send_signal(number)
     out, err = running.communicate(timeout=60)
-    assert running.returncode == status
+    assert running.returncode == status, (out, err)
     assert err == "interrupted; nothing was written\n"
     assert out == ""
     assert {path.name for path in folder.iterdir()} == before
