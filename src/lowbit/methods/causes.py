@@ -162,8 +162,8 @@ def clipped_range(
         tensor=tensor,
         evidence={"low": low, "high": high, "fraction": fraction, "ratio": clipped / rounded},
         text=(
-            f"{fraction:.2%} of {tensor} lie outside {low:.3g} … {high:.3g} (up to "
-            f"{max(histogram.high, -histogram.low):.3g}); clipping them costs {clipped / rounded:.0f}× what rounding does"
+            f"{fraction:.2%} of {tensor} lie outside {low:.3g} … {high:.3g}, up to "
+            f"{max(histogram.high, -histogram.low):.3g}; clipping costs {clipped / rounded:.0f}× what rounding does"
         ),
         remedy="take a wider range (calibration: mse or minmax)",
     )
