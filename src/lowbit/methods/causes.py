@@ -313,5 +313,5 @@ def coarse_weights(node: str, tensor: str, weight: NDArray[Any], decoded: NDArra
         tensor=tensor,
         evidence={"sqnr_db": found},
         text=f"{fmt} leaves {tensor} {found:.1f} dB",
-        remedy="finer scales (per-channel, block), ranges of least error, round by outputs (gptq, learned), more bits",
+        remedy="weight_range: mse, round by outputs (rounding: gptq or learned), finer scales or more bits",
     )

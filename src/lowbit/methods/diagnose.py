@@ -235,7 +235,8 @@ def recipe_text(recipe: Recipe) -> str:
 
     usual = Recipe().to_dict()
     values = {key: value for key, value in recipe.to_dict().items() if value != usual[key] or key == "method"}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    # In one line each, however long names are: what is copied from a terminal stays YAML.
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
 def _settings(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Recipe:

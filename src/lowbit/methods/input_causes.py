@@ -95,5 +95,5 @@ def weak_input(node: str, tensor: str, *, low: float, high: float, signal: float
             f"{tensor} holds {low:.3g} … {high:.3g}, and the products of the first layer ({signal:.3g}) drown in its "
             f"biases ({bias:.3g})"
         ),
-        remedy="check the preprocessing: were the inputs scaled down twice, or expected as 0 … 255?",
+        remedy="check the preprocessing: inputs may have been scaled down twice, or be expected as 0 … 255",
     )

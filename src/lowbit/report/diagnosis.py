@@ -116,7 +116,7 @@ def conclusion(before_db: float, after_db: float, *, recipe: str) -> RenderableT
     return Group(
         Padding(Text(f"{text}.", style="bold"), (1, 1)),
         Padding(Text("The recipe for it:", style=_QUIET), (0, 1)),
-        Padding(Text(recipe.rstrip("\n"), overflow="fold"), (0, 0, 0, 3)),
+        Text("\n".join(f"   {line}" for line in recipe.splitlines()), no_wrap=True, overflow="ignore"),
     )
 
 
