@@ -30,7 +30,9 @@ def test_it_repairs_and_writes_what_it_says(folder, lowbit):
     array[3] *= 20  # with one scale for all, the other channels have next to no codes
     weight.CopyFrom(onnx.numpy_helper.from_array(array, "w1"))
     onnx.save(model, "net.onnx")
-    done = lowbit(*RUN, "--weights", "int8:per-tensor", "--time", "8s", "-o", "r.onnx", "--save-recipe", "r.yaml")
+    Path("quick.yaml").write_text("time: 0.2\n", encoding="utf-8")  # of learning; the rest is fast
+    start = ("--weights", "int8:per-tensor", "--recipe", "quick.yaml", "--time", "1m")
+    done = lowbit(*RUN, *start, "-o", "r.onnx", "--save-recipe", "r.yaml")
     assert done.status == 0, done.err
     assert "outlier weights" in done.out
     assert "weights int8:per-channel" in done.out
@@ -78,7 +80,7 @@ def test_an_interrupt_leaves_nothing(folder, lowbit, monkeypatch):
     def interrupt(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lowbit.methods.diagnose.layer_noises", interrupt)
+    monkeypatch.setattr("lowbit.methods.findings.layer_noises", interrupt)
     done = lowbit(*RUN, "-o", "r.onnx")
     assert done.status == 130
     assert done.line == "interrupted; nothing was written"

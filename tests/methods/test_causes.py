@@ -9,15 +9,14 @@ from lowbit.formats import choose_parameters, parse_format, quantize
 from lowbit.formats import dequantize as decode
 from lowbit.methods.causes import (
     clipped_range,
-    coarse_weights,
     long_tail,
     outlier_channel,
-    saturation,
     shared_range,
     silent_channels,
     softmax_mask,
 )
 from lowbit.methods.input_causes import constant_input, raw_pixels, weak_input
+from lowbit.methods.weight_causes import coarse_weights, saturation
 from lowbit.rounding import SaturationReport
 from lowbit.statistics import Histogram, histogram_init, histogram_update
 

@@ -77,7 +77,7 @@ def kinds(layers: tuple[DiagnosedLayer, ...], node: str) -> set[str]:
 
 def test_an_outlier_channel_is_found_repaired_and_the_recipe_says_how() -> None:
     model, data = separable(100.0), pictures()
-    found = diagnose(model, data, method="static", target=TARGET, seconds=60, rounding="nearest")
+    found = diagnose(model, data, method="static", target=TARGET, seconds=60, rounding="nearest", time=0.2)
     assert found.layers[0].node == "node_c"
     assert found.layers[0].share > 0.5
     assert kinds(found.layers, "node_c") == {"outlier channel"}

@@ -1,4 +1,4 @@
-"""Causes of bad layers, each told from the numbers of one tensor: detectors that know arrays, not graphs.
+"""Causes of bad layers that lie in ranges, each told from the numbers of one tensor: detectors that know no graphs.
 
 Every detector returns a `Cause` with its evidence, or `None` where the numbers do not show it. Thresholds are where the
 bulk of the values is left with about 5 of 8 bits: below that, the cause dominates what the format itself costs.
@@ -6,7 +6,6 @@ bulk of the values is left with about 5 of 8 bits: below that, the cause dominat
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,15 +18,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowbit.plan.diagnosis import CauseKind
-    from lowbit.rounding import SaturationReport
     from lowbit.statistics import Histogram
 
 __all__ = [
     "clipped_range",
-    "coarse_weights",
     "long_tail",
     "outlier_channel",
-    "saturation",
     "shared_range",
     "silent_channels",
     "softmax_mask",
@@ -44,12 +40,8 @@ _FEWEST_VALUES = 1000
 _ENOUGH = 1.0 / 8.0
 # Exporters write masks of -1e4 and below; scores themselves do not reach this.
 _MASK = -1000.0
-# SQNR of weights below which they, and not activations, limit a layer: 8 bits give 35 to 45 dB, 4 bits 15 to 22.
-_COARSE_DB = 27.0
 # Clipping that costs so many times what rounding does is no longer a fair exchange of one for the other.
 _UNFAIR = 2.0
-# Repairs that add less than this to the rounding error do not explain a bad layer.
-_REPAIRED = 1.1
 
 
 def outlier_channel(
@@ -235,32 +227,6 @@ def shared_range(
     )
 
 
-def saturation(node: str, tensor: str, report: SaturationReport) -> Cause | None:
-    """Tell whether the repair of pairs of products that would saturate costs the weights their accuracy.
-
-    Args:
-        node: The operator.
-        tensor: Its weight.
-        report: What `make_safe` found and did.
-    """
-    if not report.hazards:
-        return None
-    growth = report.error_after / report.error_before if report.error_before > 0 else math.inf
-    if growth < _REPAIRED:
-        return None
-    return Cause(
-        kind="saturation",
-        node=node,
-        tensor=tensor,
-        evidence={"hazards": report.hazards, "pairs": report.pairs, "repaired": report.repaired, "growth": growth},
-        text=(
-            f"{report.hazards} of {report.pairs} pairs of products could saturate; making "
-            f"{report.repaired} of {report.channels} channels safe multiplied the rounding error by {growth:.2f}"
-        ),
-        remedy="round by outputs (rounding: gptq or learned), or run where products are exact (VNNI)",
-    )
-
-
 def silent_channels(
     node: str, tensor: str, minima: NDArray[Any], maxima: NDArray[Any], *, samples: int
 ) -> Cause | None:
@@ -287,31 +253,4 @@ def silent_channels(
         evidence={"dead": dead, "constant": constant, "channels": minima.size, "samples": samples},
         text=f"{text} in all {samples} samples" + (f", {constant} more constant" if dead and constant else ""),
         remedy="none for accuracy: they cost time only; prune them, or calibrate on data that make them move",
-    )
-
-
-def coarse_weights(node: str, tensor: str, weight: NDArray[Any], decoded: NDArray[Any], *, fmt: str) -> Cause | None:
-    """Tell whether the weights themselves are rounded coarsely.
-
-    Args:
-        node: The operator.
-        tensor: Its weight.
-        weight: The float weight, any shape.
-        decoded: What its codes stand for, of the same shape.
-        fmt: Their format as text.
-    """
-    signal = float(np.sum(np.square(weight, dtype=np.float64)))
-    noise = float(np.sum(np.square(weight.astype(np.float64) - decoded)))
-    if not signal or not noise:
-        return None
-    found = 10.0 * math.log10(signal / noise)
-    if found >= _COARSE_DB:
-        return None
-    return Cause(
-        kind="coarse weights",
-        node=node,
-        tensor=tensor,
-        evidence={"sqnr_db": found},
-        text=f"{fmt} leaves {tensor} {found:.1f} dB",
-        remedy="weight_range: mse, round by outputs (rounding: gptq or learned), finer scales or more bits",
     )

@@ -7,25 +7,17 @@ import math
 import shutil
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_calibration
 from lowbit.exceptions import DataError, ModelError, RecipeError
 from lowbit.graph import clean, load_model
-from lowbit.methods.apply import apply_plan
 from lowbit.methods.fastest import FASTEST_HERE
-from lowbit.methods.layer_noise import layer_noises
-from lowbit.methods.prepare import prepared_for
+from lowbit.methods.findings import findings, worst_db
 from lowbit.methods.quantize import quantize
-from lowbit.methods.remedies import remedies
-from lowbit.methods.repair import Repaired, Score, repair
 from lowbit.methods.stages import Stages, silent
-from lowbit.methods.symptoms import causes_in_inputs, causes_in_layers
-from lowbit.plan.diagnosis import Cause, DiagnosedLayer, Trial
 from lowbit.plan.recipe import Recipe
-from lowbit.plan.sites import find_sites
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
@@ -35,22 +27,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lowbit.methods.result import Result
-    from lowbit.plan.verification import Verification
-    from lowbit.runtime.session import Feed
+    from lowbit.plan.diagnosis import Cause, DiagnosedLayer, Trial
 
 __all__ = ["DEFAULT_SECONDS", "Diagnosis", "best_recipe", "diagnose", "recipe_text"]
 
 DEFAULT_SECONDS = 300.0
 
 _CALIBRATION_SHARE = 0.8
-# Of the calibration samples, what remedies are fitted on; the rest judges them.
-_FITTED_SHARE = 0.75
-_JUDGED = 64
-# Samples on which causes are looked for.
-_LOOKED_AT = 16
-# Share of the time for measuring layers.
-_MEASURING = 0.2
-_LONGEST_MEASURING = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,7 +65,7 @@ class Diagnosis:
     @property
     def sqnr_db(self) -> tuple[float, float]:
         """SQNR at the output that loses most, before and after, in decibel, on the test samples."""
-        return _worst_db(self.before.verification), _worst_db(self.result.verification)
+        return worst_db(self.before.verification), worst_db(self.result.verification)
 
     @property
     def recipe_yaml(self) -> str:
@@ -126,15 +109,6 @@ class Diagnosis:
             trials_table(self.trials, self.stopped),
             conclusion(*self.sqnr_db, recipe=self.recipe_yaml),
         ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Findings:
-    """What a diagnosis of one model comes to, before the repaired artifact is built."""
-
-    causes: tuple[Cause, ...]
-    layers: tuple[DiagnosedLayer, ...]
-    repaired: Repaired
 
 
 def diagnose(
@@ -182,7 +156,7 @@ def diagnose(
 
     before = build("Quantize as asked", settings)
     spent = time.monotonic() - started
-    found = _findings(model, cleaned, calibration, settings, seconds - spent, stages)
+    found = findings(model, cleaned, calibration, settings, seconds - spent, stages)
     helped = found.repaired.recipe != settings
     result = build("Build the repaired model", found.repaired.recipe) if helped else before
     return Diagnosis(
@@ -226,7 +200,7 @@ def best_recipe(
     settings = _settings(recipe, {})
     cleaned, calibration, _ = _opened(model, data, test_data, preprocessing, settings, stages)
     left = seconds - (time.monotonic() - started)
-    return _findings(model, cleaned, calibration, settings, left, stages).repaired.recipe
+    return findings(model, cleaned, calibration, settings, left, stages).repaired.recipe
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -281,90 +255,3 @@ def _opened(
     count = dataset.count()
     wanted = min(recipe.samples, max(round(count * _CALIBRATION_SHARE), 1)) / count
     return cleaned, *split_calibration(dataset, calibration=min(wanted, _CALIBRATION_SHARE), seed=recipe.seed)
-
-
-def _findings(
-    model: str | Path | onnx.ModelProto | ir.Model,
-    cleaned: ir.Model,
-    calibration: Dataset,
-    recipe: Recipe,
-    seconds: float,
-    stages: Stages,
-) -> _Findings:
-    """Diagnose on calibration samples, and try remedies for about so long."""
-    started = time.monotonic()
-    fitted, judging = split_calibration(calibration, calibration=_FITTED_SHARE, seed=recipe.seed)
-    if judging.count() > _JUDGED:
-        judging = judging.subset(0, max(_JUDGED // judging.unit, 1) * judging.unit)
-    held_out = list(judging)
-
-    def build(chosen: Recipe) -> Result:
-        return quantize(model, lambda: fitted, test_data=held_out, recipe=chosen, measure_seconds=0)
-
-    def score(name: str, chosen: Recipe) -> Score:
-        with stages(f"Try {name}", None):
-            return _score(build(chosen))
-
-    with stages("Quantize for the diagnosis", None):
-        first = build(recipe)
-    each = time.monotonic() - started
-    measuring = min(max(_MEASURING * seconds, 1.0), _LONGEST_MEASURING)
-    causes, layers, sites = _looked_at(cleaned, first, recipe, fitted, measuring, stages)
-    repaired = repair(
-        recipe,
-        _score(first),
-        remedies(recipe, find_target(recipe.target), layers, sites),
-        score,
-        seconds=max(seconds - (time.monotonic() - started), 0.0),
-        each=each,
-    )
-    return _Findings(causes=causes, layers=layers, repaired=repaired)
-
-
-def _looked_at(
-    cleaned: ir.Model, result: Result, recipe: Recipe, data: Dataset, seconds: float, stages: Stages
-) -> tuple[tuple[Cause, ...], tuple[DiagnosedLayer, ...], dict[str, Any]]:
-    """Return what is wrong with the data and with the layers, and the sites by path."""
-    target = find_target(recipe.target)
-    feeds: list[Feed] = list(islice(iter(data), _LOOKED_AT))
-    prepared = prepared_for(cleaned, result.plan)
-    sites = find_sites(prepared, target)
-    with stages("Look for causes", None):
-        inputs = causes_in_inputs(prepared, sites, feeds)
-        found = causes_in_layers(prepared, sites, apply_plan(cleaned, result.plan), feeds)
-    with stages("Measure layer by layer", None) as advance:
-        noises = layer_noises(prepared, result.plan, target, feeds, seconds=seconds, advance=advance)
-    total = sum(noise.noise for noise in noises.values())
-    measured = {layer.node: layer for layer in result.verification.layers}
-    layers = []
-    for entry in result.plan.sites:
-        if entry.node not in noises:
-            continue
-        noise, layer = noises[entry.node], measured.get(entry.node)
-        known = None
-        if layer is not None:
-            known = layer.sqnr_simulated_db if layer.sqnr_real_db is None else layer.sqnr_real_db
-        layers.append(
-            DiagnosedLayer(
-                node=entry.node,
-                op_type=entry.op_type,
-                execution=entry.execution,
-                sqnr_db=known,
-                noise=noise.noise,
-                share=noise.noise / total if total > 0 else 0.0,
-                weights_share=noise.weights,
-                causes=found.get(entry.node, ()),
-            )
-        )
-    ranked = tuple(sorted(layers, key=lambda layer: -layer.share))
-    return inputs, ranked, {site.path: site for site in sites}
-
-
-def _score(result: Result) -> Score:
-    integers = sum(site.execution in {"static", "dynamic"} for site in result.plan.sites)
-    return Score(_worst_db(result.verification), integers)
-
-
-def _worst_db(verification: Verification) -> float:
-    """Return the SQNR of the output that loses most; without an output of numbers there is nothing to lose."""
-    return min((output.sqnr_real_db for output in verification.outputs), default=math.inf)

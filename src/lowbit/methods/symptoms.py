@@ -13,15 +13,14 @@ from lowbit.formats import PerTensor, parse_format
 from lowbit.graph.constants import constant_array, is_constant
 from lowbit.methods.causes import (
     clipped_range,
-    coarse_weights,
     long_tail,
     outlier_channel,
-    saturation,
     shared_range,
     silent_channels,
     softmax_mask,
 )
 from lowbit.methods.input_causes import constant_input, raw_pixels, weak_input
+from lowbit.methods.weight_causes import coarse_weights, saturation
 from lowbit.methods.weights import channel_axis
 from lowbit.runtime.session import open_session
 from lowbit.runtime.staging import staged, with_outputs
