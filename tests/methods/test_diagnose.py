@@ -95,6 +95,38 @@ def test_an_outlier_channel_is_found_repaired_and_the_recipe_says_how() -> None:
     assert "outlier" in found.text(width=80, details=True)
 
 
+def test_outliers_behind_a_normalization_are_moved_or_given_ranges_at_run_time() -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[1, 8, 48] x) => (float[1, 8, 32] y) {
+            n = LayerNormalization <axis = -1> (x, gain)
+            h = MatMul (n, w1)
+            r = Relu (h)
+            y = MatMul (r, w2)
+        }
+    """)
+    generator = np.random.default_rng(0)
+    arrays = {
+        "gain": np.where(np.arange(48) == 7, 80.0, 1.0),
+        "w1": generator.standard_normal((48, 64)) * 0.2 / np.where(np.arange(48) == 7, 80.0, 1.0)[:, np.newaxis],
+        "w2": generator.standard_normal((64, 32)) * 0.2,
+    }
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()
+    )
+    for node in proto.graph.node:
+        node.name = f"node_{node.output[0]}"
+    data = list(generator.standard_normal((40, 1, 8, 48)).astype(np.float32))
+    found = diagnose(proto, data, method="static", target=TARGET, seconds=60, time=0.2)
+    assert found.layers[0].node == "node_h"
+    assert kinds(found.layers, "node_h") == {"LayerNorm outliers"}
+    assert found.trials[0].remedy == "smooth smoothquant"
+    assert found.trials[0].kept
+    assert found.trials[0].after_db is not None
+    assert found.trials[0].after_db > found.trials[0].before_db + 6
+    assert any(trial.remedy == "dynamic ranges for node_h" for trial in found.trials)
+
+
 def test_a_sound_model_has_no_such_cause_and_time_0_tries_nothing() -> None:
     model, data = separable(), pictures()
     found = diagnose(model, data, method="static", target=TARGET, seconds=0)

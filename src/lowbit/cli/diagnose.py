@@ -95,5 +95,8 @@ def diagnose(
         from lowbit.plan.text_files import write_text
 
         write_text(save_recipe, found.recipe_yaml)
+    show(found.renderables(details=details))
+    click.echo(f"\n{found.recipe_lines}")
     wrote = ", ".join(str(path) for path in (output, save_recipe) if path is not None)
-    show([*found.renderables(details=details), *([f" wrote {wrote}"] if wrote else [])])
+    if wrote:
+        click.echo(f"\n wrote {wrote}")

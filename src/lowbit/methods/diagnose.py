@@ -97,17 +97,23 @@ class Diagnosis:
         with console.capture() as capture:
             for part in self.renderables(details=details):
                 console.print(part)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip("\n")
+        said = "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip("\n")
+        return f"{said}\n\n{self.recipe_lines}"
+
+    @property
+    def recipe_lines(self) -> str:
+        """The recipe as it is printed: no line is broken, so that it can be copied however long names are."""
+        return "\n".join((" The recipe for it:", *(f"   {line}" for line in self.recipe_yaml.splitlines())))
 
     def renderables(self, *, details: bool = False) -> Sequence[object]:
-        """Return the parts of the diagnosis for a `rich` console."""
+        """Return the parts of the diagnosis for a `rich` console; the recipe is not among them."""
         from lowbit.report.diagnosis import conclusion, diagnosed_layers, suspicions, trials_table
 
         return [
             *suspicions(self.causes),
             diagnosed_layers(self.layers, title=f"{self.source}: where the noise comes from", everything=details),
             trials_table(self.trials, self.stopped),
-            conclusion(*self.sqnr_db, recipe=self.recipe_yaml),
+            conclusion(*self.sqnr_db),
         ]
 
 

@@ -42,6 +42,7 @@ _LOOKED_AT = 16
 # Share of the time for measuring layers.
 _MEASURING = 0.2
 _LONGEST_MEASURING = 30.0
+_LONGEST_TITLE = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,8 @@ def findings(
         return quantize(model, lambda: fitted, test_data=held_out, recipe=chosen, measure_seconds=0)
 
     def score(name: str, chosen: Recipe) -> Score:
-        with stages(f"Try {name}", None):
+        # Names of operators may be as long as a paragraph.
+        with stages(f"Try {name[:_LONGEST_TITLE]}", None):
             return _score(build(chosen))
 
     with stages("Quantize for the diagnosis", None):

@@ -102,22 +102,17 @@ def trials_table(trials: Sequence[Trial], stopped: str) -> RenderableType:
     return Group(table, said)
 
 
-def conclusion(before_db: float, after_db: float, *, recipe: str) -> RenderableType:
-    """Return before and after on the test samples, and the recipe that gives it.
+def conclusion(before_db: float, after_db: float) -> RenderableType:
+    """Return before and after on the test samples.
 
     Args:
         before_db: SQNR of the output as it was asked for.
         after_db: The same with what helped.
-        recipe: YAML.
     """
     text = f"Output on test samples: {decibel_text(before_db)} → {decibel_text(after_db)}"
     if after_db == before_db:
         text = f"Output on test samples: {decibel_text(before_db)}; nothing was changed"
-    return Group(
-        Padding(Text(f"{text}.", style="bold"), (1, 1)),
-        Padding(Text("The recipe for it:", style=_QUIET), (0, 1)),
-        Text("\n".join(f"   {line}" for line in recipe.splitlines()), no_wrap=True, overflow="ignore"),
-    )
+    return Padding(Text(f"{text}.", style="bold"), (1, 1))
 
 
 def _explained(layer: DiagnosedLayer) -> tuple[Text, Text]:
