@@ -119,7 +119,7 @@ def test_it_stops_when_the_time_is_used() -> None:
     found = repair(Recipe(), Score(20.0, 5), [A, B, C], score, seconds=35.0, each=10.0, clock=lambda: now[0])
     # The last ten seconds are for building what is left.
     assert [trial.remedy for trial in found.trials] == ["a", "b"]
-    assert "time of 35 s" in found.stopped
+    assert "time that is left" in found.stopped
     assert repair(Recipe(), Score(20.0, 5), [A], score, seconds=0.0).trials == ()
 
 

@@ -95,7 +95,7 @@ def repair(
     for remedy in remedies:
         left = seconds - (clock() - started)
         if left - learned < 2 * each or seconds <= 0:
-            stopped = f"the time of {seconds:.0f} s does not suffice for another remedy"
+            stopped = "the time that is left does not suffice for another remedy"
             break
         candidate = amended(current, remedy)
         if candidate == current or (current.rounding == "learned" and candidate.rounding != "learned"):
@@ -105,7 +105,7 @@ def repair(
             # Whole seconds, so that the recipe reads well.
             budget = math.floor((left - 2 * each) * _LEARNING)
             if budget < _LEAST_SECONDS:
-                stopped = f"the time of {seconds:.0f} s does not suffice for learning"
+                stopped = "the time that is left does not suffice for learning"
                 break
             if current.rounding != "learned":
                 candidate = dataclasses.replace(candidate, time=float(budget))

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["causes_in_inputs", "causes_in_layers"]
 
 _NORMALIZATIONS = frozenset({"LayerNormalization", "SkipLayerNormalization", "RMSNormalization"})
+_HARMLESS = frozenset({"dead channels", "constant channels"})
 _JOINS = frozenset({"Concat", "Add", "Sum"})
 _CODES_AT_RUN_TIME = 256
 _PICTURE_RANK = 4
@@ -118,7 +119,12 @@ def causes_in_layers(
             found[site.path] += [cause] if cause is not None else []
     for path, causes in _weights(sites, planned, applied).items():
         found[path] += causes
-    return {path: tuple(causes) for path, causes in found.items() if causes}
+    # What costs no accuracy comes last.
+    return {
+        path: tuple(sorted(causes, key=lambda cause: cause.kind in _HARMLESS))
+        for path, causes in found.items()
+        if causes
+    }
 
 
 def causes_in_inputs(model: ir.Model, sites: Sequence[Site], feeds: Sequence[Feed]) -> tuple[Cause, ...]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.report.terminal import GRADE_STYLES
-from lowbit.report.units import NOTHING, count_text, decibel_text, percent_text
+from lowbit.report.units import count_text, decibel_text, percent_text
 from lowbit.report.verdict import grade_sqnr
 
 if TYPE_CHECKING:
@@ -52,14 +52,13 @@ def diagnosed_layers(layers: Sequence[DiagnosedLayer], *, title: str, everything
     table.add_column("layer", overflow="fold", ratio=3)
     table.add_column("SQNR", justify="right", no_wrap=True)
     table.add_column("noise", justify="right", no_wrap=True)
-    table.add_column("cause", overflow="fold", ratio=6)
-    table.add_column("remedy", overflow="fold", ratio=4)
+    table.add_column("cause → what may help", overflow="fold", ratio=7)
     for layer in shown:
         table.add_row(
             Text.assemble(_short(layer.node), (f"\n{layer.op_type} {layer.execution}", _QUIET)),
             Text(decibel_text(layer.sqnr_db), style=GRADE_STYLES[grade_sqnr(layer.sqnr_db)]),
             Text(percent_text(layer.share), style="bold"),
-            *_explained(layer),
+            _explained(layer),
         )
     parts: list[RenderableType] = [table]
     notes = "SQNR: output against float, of everything up to the layer. Noise: the layer's share at the model's output."
@@ -115,21 +114,22 @@ def conclusion(before_db: float, after_db: float) -> RenderableType:
     return Padding(Text(f"{text}.", style="bold"), (1, 1))
 
 
-def _explained(layer: DiagnosedLayer) -> tuple[Text, Text]:
-    """Return causes with their evidence, and remedies."""
+def _explained(layer: DiagnosedLayer) -> Text:
+    """Return causes with their evidence, each with its remedy behind an arrow."""
     known = layer.weights_share
     part = "" if known is None else _parts(known)
     if not layer.causes:
-        return Text(f"no cause found{f'; {part}' if part else ''}", style=_QUIET), Text(NOTHING, style=_QUIET)
-    cause, remedy = Text(), Text()
+        return Text(f"no cause found{f'; {part}' if part else ''}", style=_QUIET)
+    text = Text()
     for number, found in enumerate(layer.causes):
-        cause.append("\n" if number else "")
-        cause.append(found.kind, style="bold")
-        cause.append(f": {found.text.replace(found.tensor, _short(found.tensor)) if found.tensor else found.text}")
-    remedy.append("\n".join(dict.fromkeys(found.remedy for found in layer.causes)))
+        said = found.text.replace(found.tensor, _short(found.tensor)) if found.tensor else found.text
+        text.append("\n" if number else "")
+        text.append(found.kind, style="bold")
+        text.append(f": {said}\n")
+        text.append(f"→ {found.remedy}")
     if part:
-        cause.append(f"\n{part}", style=_QUIET)
-    return cause, remedy
+        text.append(f"\n{part}", style=_QUIET)
+    return text
 
 
 def _parts(weights: float) -> str:
