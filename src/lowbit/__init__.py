@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lowbit.data import Preprocessing
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
+    from lowbit.methods.diagnose import Diagnosis, diagnose
     from lowbit.methods.inspect import inspect
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "LowbitError",
     "Plan",
     "Preprocessing",
@@ -36,11 +38,13 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "diagnose",
     "inspect",
     "quantize",
 ]
 
 _HOMES = {
+    "Diagnosis": "lowbit.methods.diagnose",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
     "Recipe": "lowbit.plan.recipe",
@@ -48,6 +52,7 @@ _HOMES = {
     "Rule": "lowbit.plan.recipe",
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
+    "diagnose": "lowbit.methods.diagnose",
     "inspect": "lowbit.methods.inspect",
     "quantize": "lowbit.methods.quantize",
 }

@@ -47,7 +47,7 @@ def save_external(location: str) -> None:
     Path("outside.onnx").write_bytes(model.SerializeToString())
 
 
-@pytest.mark.parametrize("command", ["quantize", "check", "inspect", "compare"])
+@pytest.mark.parametrize("command", ["quantize", "diagnose", "check", "inspect", "compare"])
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -64,7 +64,8 @@ def save_external(location: str) -> None:
 )
 def test_a_file_that_is_no_model(refused, command, make, said):
     make()
-    extra = {"quantize": ("--data", "data.npz"), "compare": ("net.onnx", "--data", "data.npz")}.get(command, ())
+    data = ("--data", "data.npz")
+    extra = {"quantize": data, "diagnose": data, "compare": ("net.onnx", *data)}.get(command, ())
     assert said in refused(command, "bad.onnx", *extra)
 
 

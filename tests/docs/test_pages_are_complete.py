@@ -6,6 +6,7 @@ import dataclasses
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,6 +15,7 @@ from lowbit import Preprocessing, Recipe
 from lowbit.data.pictures import PICTURE_SUFFIXES
 from lowbit.exceptions import FormatError
 from lowbit.formats import ELEMENTS, minimum_opset, parse_format
+from lowbit.plan.diagnosis import CauseKind
 from lowbit.plan.plan import EXECUTIONS, SitePlan
 from lowbit.plan.recipe import CALIBRATIONS, METHODS
 from lowbit.targets import TARGETS
@@ -89,6 +91,10 @@ def test_preprocessing_keys() -> None:
     text = page("data.md")
     assert {field.name for field in dataclasses.fields(Preprocessing)} <= set(rows(text))
     assert all(f"`{suffix}`" in text for suffix in PICTURE_SUFFIXES)
+
+
+def test_causes() -> None:
+    assert set(get_args(CauseKind)) <= set(rows(page("diagnose.md")))
 
 
 def rooms() -> set[str]:

@@ -15,6 +15,7 @@ import click
 import lowbit
 from lowbit.cli.check import check
 from lowbit.cli.compare import compare
+from lowbit.cli.diagnose import diagnose
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
 from lowbit.cli.probe import probe
@@ -86,6 +87,7 @@ def application(context: click.Context) -> None:
     \b
       lowbit quantize model.onnx --data calib/    an ONNX model in, a verified INT8 model out
       lowbit compare model.onnx model.int8.onnx --data test/
+      lowbit diagnose model.onnx --data calib/    why layers are bad, and what helps
       lowbit check model.onnx                     what would run in integers, and why not
       lowbit inspect model.int8.onnx              what a file contains
       lowbit probe model.onnx                     what its operators cost on this machine
@@ -94,7 +96,7 @@ def application(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, compare, check, inspect, probe, targets):
+for _command in (quantize, compare, diagnose, check, inspect, probe, targets):
     application.add_command(_command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +12,17 @@ import click
 if TYPE_CHECKING:
     from lowbit.data import Preprocessing
 
-__all__ = ["FILE", "Command", "Option", "check_model", "data_source", "option", "preprocessing", "quality_options"]
+__all__ = [
+    "FILE",
+    "Command",
+    "Option",
+    "check_model",
+    "data_source",
+    "duration",
+    "option",
+    "preprocessing",
+    "quality_options",
+]
 
 FILE = click.Path(path_type=Path)
 
@@ -114,3 +125,15 @@ def data_source(text: str | None) -> str | None:
     if text is None or text == "random":
         return text
     return str(Path(text).expanduser())
+
+
+def duration(context: click.Context, parameter: click.Parameter, value: str) -> float:
+    """Return the seconds that a length of time is: a number, or one with `s`, `m` or `h` behind it.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value.strip())
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no length of time; write 90s, 5m or 1h", context, parameter)
+    return float(found[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}[found[2]]

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from lowbit.methods.calibrate import Calibration
     from lowbit.methods.decide import Decision
     from lowbit.plan.cost import Costs, Shapes
-    from lowbit.plan.plan import Execution
+    from lowbit.plan.plan import Execution, Plan, SitePlan
     from lowbit.plan.recipe import Recipe
     from lowbit.plan.sites import Site
     from lowbit.targets import Target
 
-__all__ = ["NoiseMeter", "Sensitivities", "everything_static", "measure_sensitivities", "open_meter"]
+__all__ = ["NoiseMeter", "Sensitivities", "everything_static", "measure_sensitivities", "meter_of_plan", "open_meter"]
 
 Item = tuple[str, "Execution"]
 """One thing that can be switched on: a site and how it runs."""
@@ -111,6 +111,16 @@ class NoiseMeter:
             feed.update(self.switched.share(path, execution))
         return self._measure(feed, samples)
 
+    def weights_alone(self, path: str, execution: Execution, samples: Iterable[int]) -> Power:
+        """Return the noise of one site of which only the weights are rounded.
+
+        Args:
+            path: The site.
+            execution: How it runs.
+            samples: Positions of the samples to measure on.
+        """
+        return self._measure(self.switched.weights(path, execution), samples)
+
     def _measure(self, switches: Mapping[str, NDArray[Any]], samples: Iterable[int]) -> Power:
         total = Power.none(len(self.compared))
         for sample in samples:
@@ -170,9 +180,6 @@ def open_meter(
         DataError: There is no sample.
         EngineError: The engine refuses the model.
     """
-    kept = tuple(islice(feeds, samples))
-    if not kept:
-        raise DataError("there are no samples to measure sensitivities on", remedy="give calibration data")
     plan = make_plan(model, sites, recipe, target, decision, calibration, shapes)
     entries = {entry.node: entry for entry in plan.sites}
     alternatives = {
@@ -180,6 +187,37 @@ def open_meter(
         for path, may in decision.allowed.items()
         if "dynamic" in may and entries[path].weights is not None
     }
+    return meter_of_plan(model, plan, target, feeds, alternatives, samples=samples, threads=threads)
+
+
+def meter_of_plan(
+    model: ir.Model,
+    plan: Plan,
+    target: Target,
+    feeds: Iterable[Feed],
+    alternatives: Mapping[str, SitePlan],
+    *,
+    samples: int = 16,
+    threads: int = 0,
+) -> NoiseMeter:
+    """Build and load the model in which everything that one plan quantizes has a switch.
+
+    Args:
+        model: The float model that the plan is for, prepared as it says.
+        plan: The plan.
+        target: Where the model will run.
+        feeds: Samples; the first `samples` of them are kept.
+        alternatives: By path, entries of sites that run, or may run, with ranges found at run time.
+        samples: How many samples to measure on at most.
+        threads: Threads of the engine; 0 takes all.
+
+    Raises:
+        DataError: There is no sample.
+        EngineError: The engine refuses the model.
+    """
+    kept = tuple(islice(feeds, samples))
+    if not kept:
+        raise DataError("there are no samples to measure sensitivities on", remedy="give calibration data")
     switched = switched_model(model, plan, target, alternatives)
     compared = compared_tensors(switched.model)
     present = {value.name for value in switched.model.graph.outputs}

@@ -97,6 +97,10 @@ class Switched:
             result[found.writes] = np.asarray(True)
         return result
 
+    def weights(self, path: str, execution: Execution) -> Mapping[str, NDArray[Any]]:
+        """Return what to feed so that only the weights of one site are rounded."""
+        return self.switches[path, execution].arrays
+
     def _is_coded(self, path: str, executions: Mapping[str, Execution]) -> bool:
         """Whether a static site's output is coded: always, unless its kernel writes float and nobody reads codes."""
         if path not in self.readers:

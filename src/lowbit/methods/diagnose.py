@@ -1,0 +1,263 @@
+"""The verb that explains and repairs: causes of bad layers, remedies that are tried, and the recipe that is left."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_calibration
+from lowbit.exceptions import DataError, ModelError, RecipeError
+from lowbit.graph import clean, load_model
+from lowbit.methods.fastest import FASTEST_HERE
+from lowbit.methods.findings import findings, worst_db
+from lowbit.methods.quantize import quantize
+from lowbit.methods.stages import Stages, silent
+from lowbit.plan.recipe import Recipe
+from lowbit.targets import find_target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx
+    import onnx_ir as ir
+
+    from lowbit.methods.result import Result
+    from lowbit.plan.diagnosis import Cause, DiagnosedLayer, Trial
+
+__all__ = ["DEFAULT_SECONDS", "Diagnosis", "best_recipe", "diagnose", "recipe_text"]
+
+DEFAULT_SECONDS = 300.0
+
+_CALIBRATION_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Diagnosis:
+    """What is wrong with a quantized model, what was tried, and what helped.
+
+    Attributes:
+        source: What was diagnosed, as the user named it.
+        causes: What is suspicious about the data.
+        layers: The quantized layers, those that make most of the noise first.
+        trials: The remedies that were tried, in order.
+        stopped: Why nothing more was tried.
+        recipe: The recipe with everything that helped; `lowbit.quantize` gives `result` again from it.
+        before: The artifact as it was asked for, on the test samples.
+        result: The repaired artifact; `before` itself if nothing helped.
+        seconds: How long all of it took.
+    """
+
+    source: str
+    causes: tuple[Cause, ...]
+    layers: tuple[DiagnosedLayer, ...]
+    trials: tuple[Trial, ...]
+    stopped: str
+    recipe: Recipe
+    before: Result
+    result: Result
+    seconds: float
+
+    @property
+    def sqnr_db(self) -> tuple[float, float]:
+        """SQNR at the output that loses most, before and after, in decibel, on the test samples."""
+        return worst_db(self.before.verification), worst_db(self.result.verification)
+
+    @property
+    def recipe_yaml(self) -> str:
+        """The recipe as YAML, without what is the default anyway."""
+        return recipe_text(self.recipe)
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the repaired artifact as ONNX, atomically.
+
+        Raises:
+            OutputError: The file cannot be written; whatever stood there is untouched.
+        """
+        return self.result.save(path)
+
+    def __str__(self) -> str:
+        """Return the diagnosis as plain text, as wide as the terminal."""
+        return self.text(width=min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+    def text(self, *, width: int = 100, details: bool = False) -> str:
+        """Return the diagnosis as plain text.
+
+        Args:
+            width: Columns.
+            details: Whether every layer is listed.
+        """
+        from rich.console import Console
+
+        console = Console(width=width, no_color=True, highlight=False, force_terminal=False)
+        with console.capture() as capture:
+            for part in self.renderables(details=details):
+                console.print(part)
+        said = "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip("\n")
+        return f"{said}\n\n{self.recipe_lines}"
+
+    @property
+    def recipe_lines(self) -> str:
+        """The recipe as it is printed: no line is broken, so that it can be copied however long names are."""
+        return "\n".join((" The recipe for it:", *(f"   {line}" for line in self.recipe_yaml.splitlines())))
+
+    def renderables(self, *, details: bool = False) -> Sequence[object]:
+        """Return the parts of the diagnosis for a `rich` console; the recipe is not among them."""
+        from lowbit.report.diagnosis import conclusion, diagnosed_layers, suspicions, trials_table
+
+        return [
+            *suspicions(self.causes),
+            diagnosed_layers(self.layers, title=f"{self.source}: where the noise comes from", everything=details),
+            trials_table(self.trials, self.stopped),
+            conclusion(*self.sqnr_db),
+        ]
+
+
+def diagnose(
+    model: str | Path | onnx.ModelProto | ir.Model,
+    data: Any = None,
+    *,
+    test_data: Any = None,
+    preprocessing: Preprocessing | None = None,
+    recipe: Recipe | str | Path | None = None,
+    seconds: float = DEFAULT_SECONDS,
+    stages: Stages = silent,
+    **options: Any,
+) -> Diagnosis:
+    """Explain which layers of a quantized model are bad and why, try remedies, and keep what helps.
+
+    A quarter of the calibration samples judges the remedies; neither these nor the test samples are calibrated on
+    while they do. The repaired artifact is then built from all calibration samples and measured on the test samples.
+
+    Args:
+        model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; never changed.
+        data: Calibration data, in any form that `quantize` takes.
+        test_data: Held-out data; by default a fifth of `data` is kept back.
+        preprocessing: What to do to images.
+        recipe: What to start from: a `Recipe` or the path of a YAML file; `best` starts from `auto`.
+        seconds: How long all may take, about; 0 only explains. The least is two builds of the artifact.
+        stages: Shows progress; see `Stages`.
+        **options: Fields of `Recipe`, e.g. `target="host"`, `weights="int4"`.
+
+    Raises:
+        ModelError: The model cannot be read.
+        DataError: There are no data, or they do not fit the model.
+        RecipeError: The recipe is wrong.
+        TargetError: The target is unknown.
+        EngineError: The engine does not run the float model, or the artifact as asked for.
+    """
+    started = time.monotonic()
+    settings = _settings(recipe, options)
+    if isinstance(seconds, bool) or not math.isfinite(seconds) or seconds < 0:
+        raise RecipeError(f"the time is {seconds!r}", remedy="give seconds from 0 on")
+    cleaned, calibration, tests = _opened(model, data, test_data, preprocessing, settings, stages)
+
+    def build(name: str, chosen: Recipe) -> Result:
+        with stages(name, None):
+            return quantize(model, lambda: calibration, test_data=lambda: tests, recipe=chosen, measure_seconds=0)
+
+    before = build("Quantize as asked", settings)
+    spent = time.monotonic() - started
+    found = findings(model, cleaned, calibration, settings, seconds - spent, stages)
+    helped = found.repaired.recipe != settings
+    result = build("Build the repaired model", found.repaired.recipe) if helped else before
+    return Diagnosis(
+        source=Path(model).name if isinstance(model, (str, Path)) else "model",
+        causes=found.causes,
+        layers=found.layers,
+        trials=found.repaired.trials,
+        stopped=found.repaired.stopped if seconds > 0 else "no time was given for remedies",
+        recipe=found.repaired.recipe,
+        before=before,
+        result=result,
+        seconds=time.monotonic() - started,
+    )
+
+
+def best_recipe(
+    model: str | Path | onnx.ModelProto | ir.Model,
+    data: Any,
+    recipe: Recipe,
+    *,
+    seconds: float = DEFAULT_SECONDS,
+    test_data: Any = None,
+    preprocessing: Preprocessing | None = None,
+    stages: Stages = silent,
+) -> Recipe:
+    """Return the recipe that is left after a diagnosis: what was asked for, with every remedy that helped.
+
+    Args:
+        model: As for `diagnose`.
+        data: Calibration data.
+        recipe: What to start from; `best` starts from `auto`.
+        seconds: How long all may take, about.
+        test_data: Held-out data, which are not looked at; without, a fifth of `data` is left alone.
+        preprocessing: What to do to images.
+        stages: Shows progress.
+
+    Raises:
+        LowbitError: As `diagnose` does.
+    """
+    started = time.monotonic()
+    settings = _settings(recipe, {})
+    cleaned, calibration, _ = _opened(model, data, test_data, preprocessing, settings, stages)
+    left = seconds - (time.monotonic() - started)
+    return findings(model, cleaned, calibration, settings, left, stages).repaired.recipe
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe as YAML, without what is the default anyway."""
+    import yaml
+
+    usual = Recipe().to_dict()
+    values = {key: value for key, value in recipe.to_dict().items() if value != usual[key] or key == "method"}
+    # In one line each, however long names are: what is copied from a terminal stays YAML.
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def _settings(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Recipe:
+    base = Recipe.from_yaml(recipe) if isinstance(recipe, (str, Path)) else recipe or Recipe()
+    settings = Recipe.from_dict({**base.to_dict(), **options}) if options else base
+    if settings.target == FASTEST_HERE:
+        raise RecipeError(
+            f"the target is {FASTEST_HERE}", cause="causes differ from engine to engine", remedy="name one target"
+        )
+    # What `best` adds is among the remedies.
+    return dataclasses.replace(settings, method="auto") if settings.method == "best" else settings
+
+
+def _opened(
+    model: str | Path | onnx.ModelProto | ir.Model,
+    data: Any,
+    test_data: Any,
+    preprocessing: Preprocessing | None,
+    recipe: Recipe,
+    stages: Stages,
+) -> tuple[ir.Model, Dataset, Dataset]:
+    """Return the cleaned model, and the calibration and test samples that `quantize` would have taken."""
+    with stages("Load and clean the model", None):
+        cleaned = clean(load_model(model)).model
+    find_target(recipe.target)
+    specs = input_specs(cleaned)
+    if not specs:
+        raise ModelError("the model has no inputs", remedy="give a model that computes something from data")
+    if data is None:
+        raise DataError(
+            "no data were given",
+            cause="what is wrong with a layer is seen on samples",
+            remedy="give a folder, .npz or iterable of 100 samples or more",
+        )
+
+    def opened(source: Any, limit: int | None) -> Dataset:
+        return open_data(source, specs, preprocessing=preprocessing, limit=limit, seed=recipe.seed)
+
+    if test_data is not None:
+        return cleaned, opened(data, recipe.samples), opened(test_data, None)
+    dataset = opened(data, None)
+    count = dataset.count()
+    wanted = min(recipe.samples, max(round(count * _CALIBRATION_SHARE), 1)) / count
+    return cleaned, *split_calibration(dataset, calibration=min(wanted, _CALIBRATION_SHARE), seed=recipe.seed)
