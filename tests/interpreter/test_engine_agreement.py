@@ -155,7 +155,7 @@ def test_one_step(case: Case, tmp_path: Path) -> None:
 
 
 def test_one_rounding_is_what_agreement_takes(tmp_path: Path) -> None:
-    """Computed as written, sums in floating point may fall to other sides of ties, and residual layers carry that on."""
+    """Computed as written, float sums may fall to other sides of ties, and residual layers carry that on."""
     model, feeds = quantized(Case(file="resnet8_cifar10.onnx"), tmp_path)
     shown = with_codes_shown(model)
     session = open_session(shown.SerializeToString(), threads=1)
