@@ -465,9 +465,10 @@ def _planner(work: _Work, budget: Budget | None, *, automatic: bool) -> _Planner
             seconds=_PROBING * work.seconds,
         )
     remember(tuned.table)
-    # What lies in subgraphs and between operators has no entry of its own, and takes as long in every plan.
+    # What lies in subgraphs has no entry of its own, and takes about as long in every plan.
     whole = tuned.float_ns if probe.float_ns is None else probe.float_ns
-    rest = max(whole - tuned.predicted_float_ns, 0.0)
+    inside = any(site.subgraph for site in work.sites)
+    rest = max(whole - tuned.predicted_float_ns, 0.0) if inside else 0.0
     record = TunedPlan(
         executions=tuned.decision.executions,
         reasons=tuned.decision.reasons,
