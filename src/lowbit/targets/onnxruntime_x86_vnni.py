@@ -21,5 +21,5 @@ TARGET = Target(
     dynamic_operators=DYNAMIC_OPERATORS,
     depth_multiple=4,
     costs=None,
-    measured="not measured: the fusions are the engine's own and the same on every processor, the costs are unknown",
+    measured="ONNX Runtime 1.32.0 on an Intel Xeon with AMX: fusions, kernels and tuned plans; no constants to plan by elsewhere",
 )
