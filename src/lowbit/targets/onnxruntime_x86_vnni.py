@@ -21,5 +21,5 @@ TARGET = Target(
     dynamic_operators=DYNAMIC_OPERATORS,
     depth_multiple=4,
     costs=None,
-    measured="ONNX Runtime 1.32.0 on an Intel Xeon with AMX: fusions and tuned plans; no constants to plan by elsewhere",
+    measured="ONNX Runtime 1.32.0 on an Intel Xeon with AMX: fusions and tuned plans; no constants for elsewhere",
 )
