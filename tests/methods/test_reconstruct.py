@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 import lowbit
 from lowbit.graph import clean, load_model, serialize
@@ -91,11 +92,13 @@ def test_outputs_come_closer_in_the_engine(planned: Callable, noise: Callable) -
 def test_the_same_seed_learns_the_same(planned: Callable) -> None:
     _, model, plan, feeds = planned()
     quick = Schedules(blocks=Schedule(steps=8))
+    state = torch.get_rng_state()
     first, second, other = (
         reconstruct(model, plan, TARGET, feeds, schedules=quick, seed=seed).plan for seed in (0, 0, 1)
     )
     assert first == second
     assert first != other
+    assert torch.equal(torch.get_rng_state(), state)
     assert serialize(apply_plan(model, first, target=TARGET).model) == serialize(
         apply_plan(model, second, target=TARGET).model
     )
@@ -144,6 +147,20 @@ def test_a_plan_with_a_foreign_scale_is_refused(planned: Callable) -> None:
     )
     with pytest.raises(lowbit.LowbitError, match=r"weight scales|unreadable array"):
         apply_plan(model, broken, target=TARGET)
+
+
+def test_nothing_is_learned_from_random_numbers(parse: Callable) -> None:
+    result = lowbit.quantize(
+        parse(NET),
+        "random",
+        target="host",
+        weights="int4",
+        activations="uint8",
+        rounding="learned",
+        measure_seconds=0.0,
+    )
+    assert any("nothing was learned" in warning for warning in result.warnings + result.plan.warnings)
+    assert not any(site.scale or site.bias for site in result.plan.sites)
 
 
 def test_best_learns_and_its_plan_gives_the_same_bytes(parse: Callable, noise: Callable, tmp_path: Any) -> None:

@@ -615,8 +615,8 @@ def _calibrated(work: _Work, decision: Decision, known: Calibration | None) -> C
 
 def _learned(work: _Work, plan: Plan) -> Plan:
     """Learn what restores the float outputs; the plan then holds it."""
-    if work.calibration_data is None:
-        missing = "nothing was learned, because there are no calibration data: give --data"
+    if work.calibration_data is None or not tells(work.calibration_data):
+        missing = "nothing was learned: random numbers, or none, do not say what the model's tensors hold; give --data"
         return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
     # PyTorch takes a second to load, and nothing else needs it.
     from lowbit.methods.reconstruct import count_blocks, reconstruct

@@ -165,8 +165,19 @@ class BlockLearner:
         Returns:
             The least error; what led to it is restored.
         """
+        # What is dropped comes from PyTorch's own generator, whose state is the caller's.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(schedule.seed)
+            return self._learn(batches, judge, schedule, advance)
+
+    def _learn(
+        self,
+        batches: Callable[[torch.Generator], Batches],
+        judge: Callable[[], float],
+        schedule: Schedule,
+        advance: Callable[[], None],
+    ) -> float:
         generator = torch.Generator().manual_seed(schedule.seed)
-        torch.manual_seed(schedule.seed)
         roundings = list(self.weights.values())
         scales = [scale for name, scale in self.scales.items() if name in self.learn_scales]
         # With a rate that falls to 0, a position moves by about half of rate times steps.
