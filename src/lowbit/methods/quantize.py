@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowbit.data import Dataset, Preprocessing, batched, input_specs, open_data, split_calibration
-from lowbit.exceptions import DataError, EngineError, ModelError, RecipeError
+from lowbit.data import batched, input_specs
+from lowbit.exceptions import DataError, EngineError, RecipeError
 from lowbit.formats import parse_format
 from lowbit.graph import clean, digest, load_model, save_model
 from lowbit.methods.account import SLOWER, provenance_of, warnings_of
@@ -42,6 +42,7 @@ from lowbit.methods.prepare import Prepared, migrated, prepare, prepared_for
 from lowbit.methods.probe import UNSTEADY, missing_costs, probe_model
 from lowbit.methods.rerounding import first_rounding, roundings, tells
 from lowbit.methods.result import Result
+from lowbit.methods.samples import calibration_and_test
 from lowbit.methods.sensitivity import everything_static, open_meter
 from lowbit.methods.stages import Stages, silent
 from lowbit.methods.timeline import time_beside_float
@@ -65,14 +66,14 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from lowbit.data import Dataset, Preprocessing
     from lowbit.plan.plan import MigrationPlan, Plan
     from lowbit.plan.verification import SiteTime, Verification
     from lowbit.runtime.session import Feed
 
 __all__ = ["quantize"]
 
-# Fractions of the samples and number of them that calibrate when no test data are given.
-_CALIBRATION_SHARE = 0.8
+_WHY_DATA = "measures on samples what the model's tensors hold"
 # Factors on the predicted cost of integers that are tried when the artifact is slower than float.
 _CAUTION = (1.0, 1.25, 1.7)
 # Calibration samples on which the noise of plans is measured.
@@ -166,7 +167,8 @@ def quantize(
         TargetError: The target is unknown.
         EngineError: The engine does not run the float model.
     """
-    settings = _recipe(recipe, options).resolved()
+    asked = _recipe(recipe, options)
+    settings = asked.resolved()
     if settings.target == FASTEST_HERE:
         if plan is not None:
             raise RecipeError(
@@ -203,7 +205,23 @@ def quantize(
             loaded = load_model(model)
             cleaned = clean(loaded)
             float_path = _float_file(model, loaded, folder)
-        calibration_data, tests = _data(cleaned.model, data, test_data, labels, preprocessing, settings)
+        needed = f"the method {settings.method!r} {_WHY_DATA}" if settings.method in {"static", "auto"} else ""
+        calibration_data, tests = calibration_and_test(
+            cleaned.model,
+            data,
+            test_data,
+            settings,
+            labels=labels,
+            preprocessing=preprocessing,
+            needed=needed if test_data is None else "",
+        )
+        tried: tuple[str, ...] = ()
+        in_time = asked.method == "best" and asked.time is not None and fixed is None
+        if in_time and calibration_data is not None and tells(calibration_data):
+            # A diagnosis quantizes, so the two modules know each other.
+            from lowbit.methods.best import best_within
+
+            settings, tried = best_within(model, cleaned.model, calibration_data, settings, stages)
         if fixed is None:
             prepared = _prepared(cleaned.model, settings, target, calibration_data, stages)
         else:
@@ -256,7 +274,7 @@ def quantize(
         verification=dataclasses.replace(verification, warnings=tuple(warnings)),
         histograms=histograms,
         source=_label(model),
-        notes=(*cleaned.notes, *prepared.notes),
+        notes=(*cleaned.notes, *prepared.notes, *tried),
         provenance=provenance_of(model, cleaned.model, settings, target),
     )
 
@@ -707,38 +725,6 @@ def _float_file(source: object, loaded: ir.Model, folder: Path) -> Path:
     path = folder / "float.onnx"
     save_model(loaded, path)
     return path
-
-
-def _data(
-    model: ir.Model,
-    data: Any,
-    test_data: Any,
-    labels: str | Path | None,
-    preprocessing: Preprocessing | None,
-    recipe: Recipe,
-) -> tuple[Dataset | None, Dataset]:
-    """Return calibration and verification data, cut apart if only one set was given."""
-    specs = input_specs(model)
-    if not specs:
-        raise ModelError("the model has no inputs", remedy="give a model that computes something from data")
-    if data is None and test_data is None:
-        if recipe.method in {"static", "auto"}:
-            raise DataError(
-                "no data were given",
-                cause=f"the method {recipe.method!r} measures on samples what the model's tensors hold",
-                remedy="give a folder, .npz or iterable; or the word 'random' to try without any",
-            )
-        data = "random"
-
-    def opened(source: Any, limit: int | None) -> Dataset:
-        return open_data(source, specs, preprocessing=preprocessing, limit=limit, seed=recipe.seed, labels=labels)
-
-    if test_data is not None:
-        return (opened(data, recipe.samples) if data is not None else None), opened(test_data, None)
-    dataset = opened(data, None)
-    count = dataset.count()
-    wanted = min(recipe.samples, max(round(count * _CALIBRATION_SHARE), 1)) / count
-    return split_calibration(dataset, calibration=min(wanted, _CALIBRATION_SHARE), seed=recipe.seed)
 
 
 def _label(model: object) -> str:
