@@ -36,10 +36,10 @@ _CHECK = 4
 _STRUCTURE_RATIO = 1 << 12
 _RATIO = 1 << 18
 """Bytes that one byte of a file can stand for at most; what claims more is refused before memory is taken for it."""
-_ALL_MIXED = 4_000_000
+_ALL_MIXED = 5_000_000
 """Decisions, about half a second's, that a whole model may take to be coded by mixing; ..."""
-_SMALL = 4096
-"""... beyond that, only what has no more bytes than this."""
+_SHARE_MIXED = 24
+"""... beyond that, the smallest of its tensors, for this part of the decisions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def pack(
         for piece in pieces(tensors, location, len(content)):
             view = memoryview(content)[piece.start : piece.start + piece.length]
             jobs.append((piece.tensor, _bits(piece.tensor, None), np.frombuffer(view, dtype=np.uint8)))
-    mixed = smallest or sum(_decisions(bits, data) for _, bits, data in jobs) <= _ALL_MIXED
+    mixed = _mixed([_decisions(bits, data) for _, bits, data in jobs], smallest=smallest)
     # Not more than 16 bits for a bit of the structure, and for a byte of what tables code.
     room = 16 * len(structure) + 4096 + sum(3 * len(data) + 8192 for _, _, data in jobs)
     buffer = np.empty(room, dtype=np.uint8)
@@ -110,10 +110,10 @@ def pack(
     for content in contents.values():
         code_uniform(coder, buffer, len(content), 7)
     parts = []
-    for tensor, bits, data in jobs:
+    for (tensor, bits, data), mix in zip(jobs, mixed, strict=True):
         shape = layout(tensor.dims)
         before = int(coder[2])
-        mode = coding.choose(data, bits, shape, mixed=mixed or len(data) <= _SMALL)
+        mode = coding.choose(data, bits, shape, mixed=mix)
         whole = coding.encode(coder, buffer, data, mode, shape)
         assert whole, "the buffer has room"
         coding.code_check(coder, buffer, data)
@@ -208,6 +208,17 @@ def _damaged(label: str, what: str, cause: str) -> ModelError:
 
 def _bits(tensor: Tensor, bits: int | None) -> int:
     return BITS.get(tensor.data_type, 8) if bits is None else bits
+
+
+def _mixed(decisions: list[int], *, smallest: bool) -> list[bool]:
+    """Return which payloads may be coded by mixing, from the decisions that each would take."""
+    total = sum(decisions)
+    left = total if smallest or total <= _ALL_MIXED else max(total // _SHARE_MIXED, _ALL_MIXED // 8)
+    found = [False] * len(decisions)
+    for number in sorted(range(len(decisions)), key=lambda number: (decisions[number], number)):
+        left -= decisions[number]
+        found[number] = left >= 0
+    return found
 
 
 def _decisions(bits: int, data: Bytes) -> int:

@@ -22,8 +22,6 @@ _CONTEXTS = 9
 _INPUTS = _CONTEXTS + 1
 _NODES = 512
 """Decisions: 0 the centre or not, 1 the sign, 2 to 9 the length of the distance, 256 to 511 its bits by their prefix."""
-_PLACES = 512
-"""Values that a context takes at most."""
 
 
 @compiled
@@ -40,7 +38,7 @@ def _level(value: int) -> int:
 
 
 @compiled
-def code_codes(coder: Ints, buffer: Bytes, codes: Bytes, centre: int, inner: int, row: int) -> bool:
+def code_codes(coder: Ints, buffer: Bytes, codes: Bytes, centre: int, inner: int, row: int, bits: int) -> bool:
     """Code `codes`; when decoding, they are filled in.
 
     Args:
@@ -50,15 +48,17 @@ def code_codes(coder: Ints, buffer: Bytes, codes: Bytes, centre: int, inner: int
         centre: The code that is most frequent.
         inner: Codes from one input channel to the next.
         row: Codes from one output channel to the next.
+        bits: Of `table_bits`: how many bits number the counters of each context.
 
     Returns:
         Whether the buffer was long enough.
     """
-    chances = np.full(_CONTEXTS * _PLACES * _NODES, 32768, dtype=np.int32)
-    counts = np.zeros(_CONTEXTS * _PLACES * _NODES, dtype=np.uint8)
+    slots = np.zeros(_CONTEXTS, dtype=np.int64)
+    chances = np.full(_CONTEXTS << bits, 32768, dtype=np.int32)
+    counts = np.zeros(_CONTEXTS << bits, dtype=np.uint8)
     weights = np.full(_NODES * _INPUTS, 14000, dtype=np.int32)
     weights2 = np.full(16 * 16 * _INPUTS, 14000, dtype=np.int32)
-    columns = np.zeros(row, dtype=np.int64)
+    columns = np.zeros(min(row, len(codes)), dtype=np.int64)
     values = np.zeros(len(codes), dtype=np.int16)
     logits = np.zeros(_INPUTS, dtype=np.int64)
     contexts = np.zeros(_CONTEXTS, dtype=np.int64)
@@ -108,7 +108,9 @@ def code_codes(coder: Ints, buffer: Bytes, codes: Bytes, centre: int, inner: int
                 node = 256 + ((distance << (length - done)) | ((1 << (length - done)) >> 1))
                 bit = (size >> (length - done - 1)) & 1
             for context in range(_CONTEXTS):
-                slot = (context * _PLACES + contexts[context]) * _NODES + node
+                key = ((contexts[context] * _NODES + node) * 0x9E3779B1) & 0xFFFFFFFF
+                slot = (context << bits) + (key >> (32 - bits))
+                slots[context] = slot
                 logits[context] = STRETCH[chances[slot] >> 4]
             logits[_CONTEXTS] = 256
             kind = min(node, 12)
@@ -118,8 +120,7 @@ def code_codes(coder: Ints, buffer: Bytes, codes: Bytes, centre: int, inner: int
             chance = np.int64(SQUASH[logit + 2048])
             bit = code_bit(coder, buffer, chance, bit)
             for context in range(_CONTEXTS):
-                slot = (context * _PLACES + contexts[context]) * _NODES + node
-                learn(chances, counts, slot, bit, 255)
+                learn(chances, counts, slots[context], bit, 255)
             refine(logits, weights, node, _INPUTS, first, bit, 2)
             refine(logits, weights2, kind * 16 + activity, _INPUTS, second, bit, 2)
             if stage == 0:

@@ -130,7 +130,7 @@ def _code_symbols(coder: Ints, buffer: Bytes, data: Bytes, model: int, bits: int
     if model == CODES:
         codes = symbols(data, bits)
         centre = code_uniform(coder, buffer, _most_frequent(codes), 1)
-        whole = bool(code_codes(coder, buffer, codes, centre, layout.inner, layout.row))
+        whole = bool(code_codes(coder, buffer, codes, centre, layout.inner, layout.row, table_bits(len(codes))))
         data[:] = unsymbols(codes, bits)
         return whole
     if model == STORED:
