@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.container import payload as coding
-from lowbit.container.dictionary import dictionary
 from lowbit.container.bytes_model import code_bytes, table_bits
+from lowbit.container.dictionary import dictionary
 from lowbit.container.files import locations, pieces
 from lowbit.container.numbers import BITS, layout
 from lowbit.container.payload import Damage
@@ -20,10 +20,9 @@ from lowbit.container.wire import join, read_varint, split, varint, walk
 from lowbit.exceptions import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
 
-    from lowbit.container.files import Piece
-    from lowbit.container.wire import Payload, Tensor
+    from lowbit.container.wire import Tensor
 
 __all__ = ["Part", "Unpacked", "pack", "unpack"]
 
@@ -77,7 +76,7 @@ def pack(
     files: Callable[[str], bytes | memoryview],
     *,
     smallest: bool = False,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[bytes, list[Part]]:
     """Return an `.lbz` file, the same bytes every time, and what became of each tensor.
 
@@ -85,7 +84,7 @@ def pack(
         model: The bytes of an `.onnx` file.
         files: Gives the bytes of a data file by its location.
         smallest: Whether everything is coded by mixing, however long that takes.
-        advance: Called with the number of bytes that have been coded.
+        advance: Called after every tensor.
 
     Raises:
         ModelError: It is no ONNX model, or its data files have forbidden names.
@@ -118,19 +117,19 @@ def pack(
         assert whole, "the buffer has room"
         coding.code_check(coder, buffer, data)
         parts.append(Part(name=tensor.name, mode=mode, bytes=len(data), packed=int(coder[2]) - before))
-        advance(len(data))
+        advance()
     stream = buffer[: finish(coder, buffer)].tobytes()
     packed = MAGIC + bytes([VERSION]) + varint(len(structure)) + stream
     return packed + zlib.crc32(packed).to_bytes(_CHECK, "little"), parts
 
 
-def unpack(packed: bytes, label: str = "The file", *, advance: Callable[[int], None] = lambda _: None) -> Unpacked:
+def unpack(packed: bytes, label: str = "The file", *, advance: Callable[[], None] = lambda: None) -> Unpacked:
     """Return the model of an `.lbz` file.
 
     Args:
         packed: The bytes of the file.
         label: What errors call it.
-        advance: Called with the number of bytes that have been decoded.
+        advance: Called after every tensor.
 
     Raises:
         ModelError: It is no such file, of a later version, or damaged; the error says which tensor is.
@@ -145,13 +144,13 @@ def unpack(packed: bytes, label: str = "The file", *, advance: Callable[[int], N
         )
     # NOTE: what the check of the whole file does not cover is read only to find where the damage is.
     intact = zlib.crc32(packed[:-_CHECK]).to_bytes(_CHECK, "little") == packed[-_CHECK:]
-    model, files = _read(packed, label, advance if intact else lambda _: None)
+    model, files = _read(packed, label, advance if intact else lambda: None)
     if not intact:
         raise _damaged(label, "The end", "its checksum is not that of its bytes")
     return Unpacked(model=model, files=files)
 
 
-def _read(packed: bytes, label: str, advance: Callable[[int], None]) -> tuple[bytes, dict[str, bytes]]:
+def _read(packed: bytes, label: str, advance: Callable[[], None]) -> tuple[bytes, dict[str, bytes]]:
     try:
         length, position = read_varint(packed, 4)
         if length > _STRUCTURE_RATIO * len(packed):
@@ -179,7 +178,7 @@ class _Reader:
     label: str
     coder: Ints
     buffer: Bytes
-    advance: Callable[[int], None]
+    advance: Callable[[], None]
 
     def numbers(self, tensor: Tensor, length: int) -> bytes:
         try:
@@ -189,7 +188,7 @@ class _Reader:
             coding.code_check(self.coder, self.buffer, data)
         except Damage as error:
             raise _damaged(self.label, f"Tensor {tensor.name!r}", str(error)) from error
-        self.advance(length)
+        self.advance()
         return data.tobytes()
 
 
