@@ -102,8 +102,8 @@ def code_bytes(
     matched = np.zeros(1 << _MATCH_BITS, dtype=np.int64)
     match_chances = np.full(64, 49152, dtype=np.int32)
     match_counts = np.zeros(64, dtype=np.uint8)
-    by_match = np.full(20 * _INPUTS, 20000, dtype=np.int32)
-    by_bits = np.full(256 * _INPUTS, 20000, dtype=np.int32)
+    by_match = np.full(20 * _INPUTS, 20000 if width == 0 else 8000, dtype=np.int32)
+    by_bits = np.full(256 * _INPUTS, 20000 if width == 0 else 8000, dtype=np.int32)
     correction = np.zeros(1024 * 33, dtype=np.int32)
     for number in range(1024 * 33):
         correction[number] = SQUASH[min((number % 33) * 128, 4095)]
@@ -114,7 +114,9 @@ def code_bytes(
     candidate = np.int64(0)
     length = np.int64(0)
     limit = 127 if width == 0 else 255
-    rate = 6 if width == 0 else 3
+    # What was seen once tells much of a structure and little of numbers, whose low bits are noise.
+    doubt = 0 if width == 0 else 3
+    rate = 6 if width == 0 else 2
     for place in range(primed, len(history)):
         known = place < start
         if width == 0:
@@ -134,7 +136,8 @@ def code_bytes(
                     chances[slot] = 32768
                     counts[slot] = 0
                 slots[context] = slot
-                logits[context] = STRETCH[chances[slot] >> 4]
+                seen = np.int64(counts[slot])
+                logits[context] = np.int64(STRETCH[chances[slot] >> 4]) * seen // (seen + doubt) if seen > 0 else 0
             expected = -1
             bucket = 0
             if length > 0 and ((np.int64(history[candidate]) | 256) >> (8 - number)) == node:
@@ -144,6 +147,9 @@ def code_bytes(
                 logits[_CONTEXTS] = strength if expected else -strength
             else:
                 logits[_CONTEXTS] = 0
+                if width > 0:
+                    plane = (place - start) % width
+                    bucket = 2 * plane + (1 if plane > 0 and history[place - 1] == 0 else 0)
             logits[_CONTEXTS + 1] = 256
             first = mix(logits, by_match, bucket, _INPUTS)
             second = mix(logits, by_bits, node, _INPUTS)
