@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
     from lowbit.methods.inspect import inspect
+    from lowbit.methods.pack import pack, unpack
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
     from lowbit.plan.plan import Plan
@@ -40,7 +41,9 @@ __all__ = [
     "compare",
     "diagnose",
     "inspect",
+    "pack",
     "quantize",
+    "unpack",
 ]
 
 _HOMES = {
@@ -54,7 +57,9 @@ _HOMES = {
     "compare": "lowbit.methods.compare",
     "diagnose": "lowbit.methods.diagnose",
     "inspect": "lowbit.methods.inspect",
+    "pack": "lowbit.methods.pack",
     "quantize": "lowbit.methods.quantize",
+    "unpack": "lowbit.methods.pack",
 }
 
 
