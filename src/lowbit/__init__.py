@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
+    from lowbit.methods.finalize import finalize
     from lowbit.methods.inspect import inspect
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
+    from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
 
@@ -39,8 +41,10 @@ __all__ = [
     "check",
     "compare",
     "diagnose",
+    "finalize",
     "inspect",
     "quantize",
+    "trainable",
 ]
 
 _HOMES = {
@@ -53,8 +57,10 @@ _HOMES = {
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
     "diagnose": "lowbit.methods.diagnose",
+    "finalize": "lowbit.methods.finalize",
     "inspect": "lowbit.methods.inspect",
     "quantize": "lowbit.methods.quantize",
+    "trainable": "lowbit.methods.trainable",
 }
 
 
