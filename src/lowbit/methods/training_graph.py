@@ -88,6 +88,11 @@ def build_module(
     result = for_any_batch(origin.model)
     inputs = tuple(str(value.name) for value in result.graph.inputs if value.name not in result.graph.initializers)
     outputs = len(result.graph.outputs)
+    images = frozenset(
+        str(value.name)
+        for value in result.graph.inputs
+        if channels_last and value.uses() and all(use.node.op_type == "Conv" and use.idx == 0 for use in value.uses())
+    )
     editor = Editor(result)
     sites = {site.path: site for site in find_sites(result, origin.target)}
     added: list[ir.Value] = []
@@ -121,7 +126,7 @@ def build_module(
         outputs=outputs,
         taps=taps,
         origin=origin,
-        channels_last=channels_last,
+        images=images,
     )
     return module.train()
 
@@ -365,11 +370,26 @@ def _activations(
             graph.insert_before(next(iter(graph)), node)
         for use in uses:
             use.node.replace_input_with(use.idx, node.outputs[0])
+        if everyone and not value.is_graph_output():
+            _absorb_relu(producer, node, modules[tensor.tensor])
         if everyone:
             for index, output in enumerate(graph.outputs):
                 if output is value:
                     graph.outputs[index] = node.outputs[0]
     return found
+
+
+def _absorb_relu(relu: ir.Node | None, codes: ir.Node, module: LearnedActivation) -> None:
+    """Leave out a Relu whose clipping the codes behind it do already."""
+    if relu is None or relu.op_type != "Relu" or module.learned_zero_point or module.clips not in {None, (0.0, None)}:
+        return
+    shared = sum(use.node.op_type == OPERATOR for use in relu.outputs[0].uses())
+    if module.fixed_zero_point != module.low or len(relu.outputs[0].uses()) != shared or module.readers > 1:
+        return
+    module.clips = (0.0, None)
+    codes.replace_input_with(0, relu.inputs[0])
+    assert relu.graph is not None
+    relu.graph.remove(relu, safe=True)
 
 
 def _rounded_biases(
@@ -420,7 +440,7 @@ def _module(members: Sequence[ActivationPlan]) -> LearnedActivation:
         )
     low, high = (int(end) for end in fmt.code_range())
     fixed = any(member.reason.startswith("range of") for member in members)
-    return LearnedActivation(
+    module = LearnedActivation(
         tensor.scale,
         tensor.zero_point,
         low=low,
@@ -428,6 +448,8 @@ def _module(members: Sequence[ActivationPlan]) -> LearnedActivation:
         learned=not fixed,
         learned_zero_point=not fmt.symmetric and low < tensor.zero_point < high,
     )
+    module.readers = len(members)
+    return module
 
 
 def _learned_initializers(model: ir.Model) -> set[str]:

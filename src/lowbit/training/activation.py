@@ -35,6 +35,9 @@ class LearnedActivation(torch.nn.Module):
         learned_zero_point: Whether the zero point is; only useful where values of both signs occur.
 
     Attributes:
+        readers: How many tensors of the graph have these codes.
+        clips: Lower and upper end of the activation function before it that its codes clip alike, and that the graph
+            therefore has no more; `None` if there was none.
         strength: Share of the quantization error that is added, from 0 (float) to 1 (what the engine computes).
     """
 
@@ -44,6 +47,8 @@ class LearnedActivation(torch.nn.Module):
         super().__init__()
         self.low, self.high = float(low), float(high)
         self.strength = 1.0
+        self.readers = 1
+        self.clips: tuple[float | None, float | None] | None = None
         start = torch.tensor(math.log(scale), dtype=torch.float32)
         if learned:
             self.log_scale = torch.nn.Parameter(start)
@@ -59,6 +64,8 @@ class LearnedActivation(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the decoded codes of a tensor of any shape."""
+        if self.strength != 1.0 and self.clips is not None:
+            x = torch.relu(x) if self.clips == (0.0, None) else torch.clamp(x, *self.clips)
         if self.strength == 0.0:
             return x
         offset = self.zero_point if self.learned_zero_point else self.fixed_zero_point

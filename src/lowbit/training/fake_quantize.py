@@ -60,14 +60,30 @@ class _Activation(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, None, None]:
         v, y, scale = context.saved_tensors
         low, high = context.ends
+        if gradient.stride() != v.stride():
+            gradient = torch.empty_like(v).copy_(gradient)
         # The gradient of a clamp in one pass; at the very ends it is 0, where that of ReLU is 0 too.
         through = torch.ops.aten.hardtanh_backward(gradient, v, low, high)
         log_scale = zero_point = None
         if context.needs_input_grad[1]:
-            log_scale = ((gradient * y).sum() - (through * v).sum() * scale) * context.pace
+            log_scale = (_dot(gradient, y) - _dot(through, v) * scale) * context.pace
         if context.needs_input_grad[2]:
             zero_point = (through.sum() - gradient.sum()) * scale * context.pace
         return through, log_scale, zero_point, None, None
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the products of two tensors of one shape, without a tensor of products if they allow it."""
+    if a.stride() == b.stride() and (a.is_contiguous() or (a.ndim > 1 and a.is_contiguous(memory_format=_layout(a)))):
+        flat = (a.numel(),), (1,)
+        return torch.dot(a.as_strided(*flat, a.storage_offset()), b.as_strided(*flat, b.storage_offset()))
+    return (a * b).sum()
+
+
+def _layout(tensor: torch.Tensor) -> torch.memory_format:
+    if tensor.ndim == 5:
+        return torch.channels_last_3d
+    return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
 
 
 def quantize_weight(weight: torch.Tensor, log_scale: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -33,7 +33,7 @@ class TrainableModel(torch.nn.Module):
         outputs: How many of the graph's outputs are the model's own; the others are taps.
         taps: Names of the further outputs.
         origin: What `lowbit.finalize` writes the artifact from.
-        channels_last: Whether images are laid out with their channels last, which CPUs are faster with.
+        images: Inputs that are laid out with their channels last in memory, which CPUs are faster with.
 
     Attributes:
         weights: The weights, by name.
@@ -51,11 +51,11 @@ class TrainableModel(torch.nn.Module):
         outputs: int,
         taps: tuple[str, ...] = (),
         origin: Any = None,
-        channels_last: bool = True,
+        images: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.inputs, self.taps, self.origin, self.channels_last = inputs, taps, origin, channels_last
+        self.inputs, self.taps, self.origin, self.images = inputs, taps, origin, images
         self._outputs = outputs
         self.weights, self._weight_inputs = _named(weights)
         self.activations, self._activation_inputs = _named(activations)
@@ -80,8 +80,8 @@ class TrainableModel(torch.nn.Module):
             from lowbit.exceptions import ModelError
 
             raise ModelError(f"the model takes {len(self.inputs)} inputs, {len(inputs)} were given")
-        if self.channels_last:
-            values = {name: _laid_out(value) for name, value in values.items()}
+        if self.images:
+            values = {name: _laid_out(value) if name in self.images else value for name, value in values.items()}
         decoded = {name: self.weights[name]() for name in self.weights}
         values.update({graph_input: decoded[name] for graph_input, name in self._weight_inputs.items()})
         values.update({graph_input: self.activations[name] for graph_input, name in self._activation_inputs.items()})
