@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lowbit.methods.finalize import finalize
     from lowbit.methods.inspect import inspect
     from lowbit.methods.quantize import quantize
+    from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.result import Result
     from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
@@ -31,34 +32,42 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
+    "Distillation",
     "LowbitError",
     "Plan",
     "Preprocessing",
     "Recipe",
     "Result",
     "Rule",
+    "Training",
     "__version__",
     "check",
     "compare",
     "diagnose",
+    "distill",
     "finalize",
     "inspect",
+    "qat",
     "quantize",
     "trainable",
 ]
 
 _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
+    "Distillation": "lowbit.methods.qat",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
     "Recipe": "lowbit.plan.recipe",
     "Result": "lowbit.methods.result",
     "Rule": "lowbit.plan.recipe",
+    "Training": "lowbit.methods.qat",
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
     "diagnose": "lowbit.methods.diagnose",
+    "distill": "lowbit.methods.qat",
     "finalize": "lowbit.methods.finalize",
     "inspect": "lowbit.methods.inspect",
+    "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",
     "trainable": "lowbit.methods.trainable",
 }

@@ -71,6 +71,7 @@ def build_module(
     keep_clusters: bool = False,
     taps: tuple[str, ...] = (),
     channels_last: bool = True,
+    like: TrainableModel | None = None,
 ) -> TrainableModel:
     """Build the module of a plan.
 
@@ -80,6 +81,7 @@ def build_module(
         keep_clusters: Whether equal weights stay equal.
         taps: Names of inner tensors that are returned too.
         channels_last: Whether images have their channels last in memory.
+        like: A module of the same plan, whose parts the new one takes over.
 
     Raises:
         ModelError: Nothing can learn, or a tap does not exist.
@@ -117,11 +119,19 @@ def build_module(
                 named[name].copy_(torch.from_numpy(bias.reshape(tuple(named[name].shape))))
     if not weights and not learned:
         raise ModelError("nothing in this model can learn", cause="it has no weights")
+    if like is not None:
+        weights, activations, rounded = like.parts()
+        learned_state = {name: one for name, one in like.graph.named_parameters()}
+        for name, parameter in graph.named_parameters():
+            parameter.data = learned_state[name].data
+            parameter.requires_grad_(learned_state[name].requires_grad)
+        images = like.images
     module = TrainableModel(
         graph,
         weights,
         activations,
         rounded,
+        reads=_reads(origin),
         inputs=inputs,
         outputs=outputs,
         taps=taps,
@@ -129,6 +139,15 @@ def build_module(
         images=images,
     )
     return module.train()
+
+
+def _reads(origin: Origin) -> dict[str, tuple[str | None, str | None]]:
+    found = {}
+    for path, site in weighted_sites(origin).items():
+        others = [value for index, value in enumerate(site.node.inputs[:2]) if index != site.weight_index]
+        source = others[0].name if others and others[0] is not None else None
+        found[path] = (source, site.bias.name if site.bias is not None else None)
+    return found
 
 
 def weighted_sites(origin: Origin) -> dict[str, Site]:

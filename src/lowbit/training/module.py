@@ -29,6 +29,7 @@ class TrainableModel(torch.nn.Module):
         weights: By the graph's inputs that take them; several may take one.
         activations: By the graph's inputs that take them; several may take one.
         biases: Those that are rounded, by the graph's inputs that take them.
+        reads: By path of an operator with a weight, the tensor that it reads and the initializer of its bias.
         inputs: Names of the model's own inputs.
         outputs: How many of the graph's outputs are the model's own; the others are taps.
         taps: Names of the further outputs.
@@ -36,6 +37,7 @@ class TrainableModel(torch.nn.Module):
         images: Inputs that are laid out with their channels last in memory, which CPUs are faster with.
 
     Attributes:
+        strength: Share of rounding errors that is added; see `set_strength`.
         weights: The weights, by name.
         activations: The codes of activations, by name.
     """
@@ -47,6 +49,7 @@ class TrainableModel(torch.nn.Module):
         activations: Mapping[str, LearnedActivation],
         biases: Mapping[str, TrainableBias] | None = None,
         *,
+        reads: Mapping[str, tuple[str | None, str | None]] | None = None,
         inputs: tuple[str, ...],
         outputs: int,
         taps: tuple[str, ...] = (),
@@ -60,6 +63,8 @@ class TrainableModel(torch.nn.Module):
         self.weights, self._weight_inputs = _named(weights)
         self.activations, self._activation_inputs = _named(activations)
         self.biases, self._bias_inputs = _named(biases or {})
+        self.strength = 1.0
+        self._reads = dict(reads or {})
 
     def forward(self, *inputs: torch.Tensor, tapped: bool = False, **named: torch.Tensor) -> Any:
         """Compute the outputs.
@@ -98,6 +103,9 @@ class TrainableModel(torch.nn.Module):
 
     def set_strength(self, strength: float) -> None:
         """Choose how much of the rounding errors is added, from 0 (float) to 1 (what the engine computes)."""
+        if strength == self.strength:
+            return
+        self.strength = strength
         for part in (*self.weights.values(), *self.activations.values()):
             part.strength = strength
 
@@ -132,6 +140,31 @@ class TrainableModel(torch.nn.Module):
         """Return the rounded bias of an operator by its path; `None` if its bias is an initializer of the graph."""
         name = self._bias_inputs.get(f"{site}/bias")
         return None if name is None else self.biases[name]
+
+    def parts(
+        self,
+    ) -> tuple[dict[str, TrainableWeight], dict[str, LearnedActivation], dict[str, TrainableBias]]:
+        """Return weights, codes and rounded biases by the graph's inputs that take them."""
+        return (
+            {graph_input: self.weights[name] for graph_input, name in self._weight_inputs.items()},
+            {graph_input: self.activations[name] for graph_input, name in self._activation_inputs.items()},
+            {graph_input: self.biases[name] for graph_input, name in self._bias_inputs.items()},
+        )
+
+    def layers(self) -> dict[str, tuple[TrainableWeight | LearnedActivation, ...]]:
+        """Return what is rounded for every operator with a weight: the weight, and the codes that it reads."""
+        found: dict[str, tuple[TrainableWeight | LearnedActivation, ...]] = {}
+        for path, (source, _) in self._reads.items():
+            name = self._activation_inputs.get(f"{source}/codes")
+            codes = (self.activations[name],) if name is not None else ()
+            found[path] = (self.weight_of(path), *codes)
+        return found
+
+    def plain_biases(self, site: str) -> tuple[torch.nn.Parameter, ...]:
+        """Return the bias of an operator by its path, if it is an initializer of the graph."""
+        own = dict(self.graph.named_parameters())
+        name = self._reads[site][1]
+        return (own[name],) if name in own else ()
 
     def activation_names(self) -> tuple[tuple[str, str], ...]:
         """Return the graph's inputs that take codes, each with its name in `activations`."""
