@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lowbit.methods.diagnose import Diagnosis, diagnose
     from lowbit.methods.finalize import finalize
     from lowbit.methods.inspect import inspect
-    from lowbit.methods.quantize import quantize
     from lowbit.methods.qat import Distillation, Training, distill, qat
+    from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
     from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan

@@ -59,9 +59,7 @@ def quantize_activation(
     everyone = len(uses) == len(value.uses())
     scale = editor.constant(graph, f"{name}_scale", parameters.scale)
     held = carrier(fmt)
-    zero_point = editor.constant(
-        graph, f"{name}_zero_point", parameters.zero_point.astype(held.element.dtype), held
-    )
+    zero_point = editor.constant(graph, f"{name}_zero_point", parameters.zero_point.astype(held.element.dtype), held)
     quantize = editor.node(
         "QuantizeLinear",
         [value, scale, zero_point],

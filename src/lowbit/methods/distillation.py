@@ -111,10 +111,10 @@ class Teacher:
 
     compute: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
-    @torch.no_grad()
     def __call__(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the scores of a batch, and the inner tensors that are looked at."""
-        return self.compute(inputs)
+        with torch.no_grad():
+            return self.compute(inputs)
 
 
 def open_teacher(settings: Distillation, origin: Origin, logits: str | None) -> Teacher:

@@ -109,11 +109,11 @@ def trained_plan(module: TrainableModel) -> tuple[ir.Model, Plan]:
         if key in state and state[key].requires_grad:
             _set(value, state[key].detach().cpu().numpy())
     entries = {entry.node: entry for entry in origin.plan.sites}
-    for path, site in weighted_sites(origin).items():
+    for path in weighted_sites(origin):
         weight = module.weight_of(path)
-        value = sites[path].weight
-        assert value is not None
-        _set(value, weight.decoded().cpu().numpy())
+        read = sites[path].weight
+        assert read is not None
+        _set(read, weight.decoded().cpu().numpy())
         entries[path] = _entry(entries[path], weight)
         bias = module.bias_of(path)
         if bias is not None:
@@ -177,7 +177,8 @@ def _levels(weight: TrainableWeight) -> Parameters:
 def _codes_of(module: TrainableModel, tensor: str) -> tuple[float, int]:
     for graph_input, name in module.activation_names():
         if graph_input == f"{tensor}/codes":
-            return module.activations[name].parameters_of_codes()
+            scale, zero_point = module.activations[name].parameters_of_codes()
+            return float(scale), int(zero_point)
     raise ModelError(f"the module has no codes of the tensor {tensor!r}")
 
 

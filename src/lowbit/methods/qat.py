@@ -202,9 +202,7 @@ def qat(
         )
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
-    return Training(
-        result=result, module=module, history=tuple(loop.history), stopped=loop.stopped, layers=chosen
-    )
+    return Training(result=result, module=module, history=tuple(loop.history), stopped=loop.stopped, layers=chosen)
 
 
 def distill(
@@ -280,7 +278,6 @@ class _Student:
         found: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return found
 
-    @torch.no_grad()
     def score(self, tests: Batches, metric: Callable[[torch.Tensor, torch.Tensor], float] | None) -> float:
         found, targets, losses = [], [], []
         for inputs, target in tests:
@@ -356,9 +353,7 @@ def _with_gradual(settings: Settings, given: float | None, module: TrainableMode
     return dataclasses.replace(settings, gradual=_GRADUAL if few else 0.0)
 
 
-def _distillation(
-    given: Distillation | bool | None, *, labels: bool, loss: object
-) -> Distillation | None:
+def _distillation(given: Distillation | bool | None, *, labels: bool, loss: object) -> Distillation | None:
     if isinstance(given, Distillation):
         return given
     if given is None:

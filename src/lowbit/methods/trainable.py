@@ -84,10 +84,10 @@ def trainable(
 ) -> TrainableModel:
     """Return an ONNX model as a PyTorch module that learns what the quantized model computes.
 
-    The module starts from what post-training quantization would choose: batch normalizations are folded, activations have
-    calibrated ranges, weights the scales of least error. From there weights, biases, scales and zero points are learned
-    (Esser et al., Learned Step Size Quantization, 2020; Bhalgat et al., LSQ+, 2020). Train it with any loop, or with
-    `lowbit.qat`; `lowbit.finalize` then writes the artifact.
+    The module starts from what post-training quantization would choose: batch normalizations are folded, activations
+    have calibrated ranges, weights the scales of least error. From there weights, biases, scales and zero points are
+    learned (Esser et al., Learned Step Size Quantization, 2020; Bhalgat et al., LSQ+, 2020). Train it with any loop, or
+    with `lowbit.qat`; `lowbit.finalize` then writes the artifact.
 
     Args:
         model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; never changed.
@@ -163,9 +163,7 @@ def _given(plan: Plan | str | Path, base: ir.Model) -> Plan:
     return dataclasses.replace(found, model_sha256=digest(base))
 
 
-def _recipe(
-    recipe: Recipe | str | Path | None, options: dict[str, Any]
-) -> tuple[Recipe, tuple[tuple[str, bool], ...]]:
+def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> tuple[Recipe, tuple[tuple[str, bool], ...]]:
     """Return the recipe, and patterns of operators with whether their weights are binary; the last one counts."""
     base = Recipe.from_yaml(recipe) if isinstance(recipe, (str, Path)) else recipe or Recipe()
     if not options:

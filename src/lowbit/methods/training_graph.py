@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lowbit.methods.trainable import Origin
     from lowbit.plan.plan import ActivationPlan, SitePlan
+    from lowbit.rounding import RangeMethod
 
 __all__ = ["build_module", "quantized_tensors", "weighted_sites"]
 
@@ -121,7 +122,7 @@ def build_module(
         raise ModelError("nothing in this model can learn", cause="it has no weights")
     if like is not None:
         weights, activations, rounded = like.parts()
-        learned_state = {name: one for name, one in like.graph.named_parameters()}
+        learned_state = dict(like.graph.named_parameters())
         for name, parameter in graph.named_parameters():
             parameter.data = learned_state[name].data
             parameter.requires_grad_(learned_state[name].requires_grad)
@@ -138,7 +139,8 @@ def build_module(
         origin=origin,
         images=images,
     )
-    return module.train()
+    module.train()
+    return module
 
 
 def _reads(origin: Origin) -> dict[str, tuple[str | None, str | None]]:
@@ -182,7 +184,7 @@ def _start_biases(origin: Origin, sites: dict[str, Site]) -> dict[str, NDArray[n
         site = sites[entry.node]
         if entry.input_mean is None or site.bias is None or entry.weights is None or not _weighted(site):
             continue
-        bias = final_bias(site, _encoded(origin, site, entry), entry)
+        bias = final_bias(site, _encoded(site, entry), entry)
         if bias is not None:
             found[str(site.bias.name)] = bias
     return found
@@ -231,7 +233,8 @@ def _weight(
     fmt = parse_format(entry.weights) if entry is not None and entry.weights is not None else None
     if fmt is not None and fmt.element.learned:
         assert entry is not None
-        return TrainableWeight(weight, clusters=_codebook(_encoded(origin, site, entry), weight, zeros=zeros), mask=mask)
+        learned = _codebook(_encoded(site, entry), weight, zeros=zeros)
+        return TrainableWeight(weight, clusters=learned, mask=mask)
     quantizer = None
     if fmt is not None and entry is not None and entry.execution in {"static", "weight-only"} and _rounds(fmt):
         quantizer = WeightQuantizer(_grid(origin, site, entry))
@@ -243,16 +246,16 @@ def _rounds(fmt: Format) -> bool:
     return not (fmt.element.kind == "float" and fmt.element.bits >= 16)
 
 
-def _encoded(origin: Origin, site: Site, entry: SitePlan) -> EncodedWeight:
+def _encoded(site: Site, entry: SitePlan) -> EncodedWeight:
     assert entry.weights is not None
     fmt = parse_format(entry.weights)
-    method = "mse" if fmt.element.bits <= _FEW_BITS and fmt.element.kind == "integer" else "minmax"
+    method: RangeMethod = "mse" if fmt.element.bits <= _FEW_BITS and fmt.element.kind == "integer" else "minmax"
     return encode_weight(site, fmt, saturates=False, method=method)
 
 
 def _grid(origin: Origin, site: Site, entry: SitePlan) -> Grid:
     """Return the grid that a weight starts with."""
-    encoded = _encoded(origin, site, entry)
+    encoded = _encoded(site, entry)
     fmt, scale = encoded.fmt, np.array(encoded.parameters.scale, dtype=np.float32)
     shape = site.weight_array().shape
     if not fmt.symmetric or np.asarray(encoded.parameters.zero_point).astype(np.float32).any():

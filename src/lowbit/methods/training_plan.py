@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from lowbit.exceptions import RecipeError
@@ -14,7 +13,7 @@ from lowbit.formats import parse_format
 from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.constants import constant_array
 from lowbit.graph.editor import Editor
-from lowbit.methods.calibrate import Calibration, calibrate, observed_shapes
+from lowbit.methods.calibrate import calibrate, observed_shapes
 from lowbit.methods.decide import activation_format, decide, make_plan, watch_list
 from lowbit.plan.ranges import coded_tensors, share_scales
 from lowbit.plan.sites import Site, find_sites
@@ -108,7 +107,7 @@ def training_plan(
     if not few or calibration is None:
         return plan
     wide = dataclasses.replace(decision, activations=activation_format(_EIGHT_BITS))
-    return _widened(plan, make_plan(model, sites, recipe, target, wide, calibration, shapes), graph, calibration, edges)
+    return _widened(plan, make_plan(model, sites, recipe, target, wide, calibration, shapes), graph, edges=edges)
 
 
 def _trained(recipe: Recipe) -> Recipe:
@@ -136,13 +135,10 @@ def _with_wide_edges(decision: Decision, graph: WeightedGraph) -> Decision:
     return dataclasses.replace(decision, weights=weights)
 
 
-def _widened(plan: Plan, wide: Plan, graph: WeightedGraph, calibration: Calibration, edges: bool) -> Plan:
+def _widened(plan: Plan, wide: Plan, graph: WeightedGraph, *, edges: bool) -> Plan:
     """Return the plan with 8 bits wherever few bits would cost accuracy and save nothing."""
     executions = {entry.node: entry.execution for entry in plan.sites}
-    tensors = [
-        tensor for tensor in coded_tensors(graph.sites, executions) if constant_array(tensor.value) is None
-    ]
-    del calibration
+    tensors = [tensor for tensor in coded_tensors(graph.sites, executions) if constant_array(tensor.value) is None]
     ranges = {entry.tensor: (entry.low, entry.high) for entry in plan.activations}
     root = share_scales([tensor for tensor in tensors if tensor.name in ranges], ranges)
     keep: set[str] = set()
@@ -196,8 +192,3 @@ class WeightedGraph:
                 if value is not None:
                     ahead[value] = ahead.get(value, False) or seen or node in weighted
         self.first, self.last = frozenset(first), frozenset(last)
-
-
-def weight_means(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Return the mean magnitude over some axes, never 0."""
-    return np.maximum(np.abs(array).mean(axis=axes), 1e-8)

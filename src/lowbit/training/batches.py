@@ -44,8 +44,8 @@ class Batches:
         self.inputs, self.name = tuple(inputs), name
         if isinstance(loader, Mapping):
             loader = _samples(loader, inputs, name)
-        indexed = hasattr(loader, "__getitem__") and hasattr(loader, "__len__") and not isinstance(loader, (list, tuple))
-        if indexed and not isinstance(loader, torch.utils.data.DataLoader):
+        indexed = hasattr(loader, "__getitem__") and hasattr(loader, "__len__")
+        if indexed and not isinstance(loader, (list, tuple)) and not isinstance(loader, torch.utils.data.DataLoader):
             loader = torch.utils.data.DataLoader(
                 loader, batch_size=batch, shuffle=shuffle, drop_last=shuffle and len(loader) > batch
             )

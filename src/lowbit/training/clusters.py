@@ -1,8 +1,8 @@
 """A weight that shares its values: indices into a codebook whose entries learn.
 
-Han et al., Deep Compression, 2016, section 3.3: the gradient of an entry is the sum of the gradients of all weights that
-share it. With `soft`, every weight is a mixture of entries, by its distance to them (Cho et al., DKM: Differentiable
-K-Means Clustering Layer, 2022), and assignments learn as well.
+Han et al., Deep Compression, 2016, section 3.3: the gradient of an entry is the sum of the gradients of all weights
+that share it. With `soft`, every weight is a mixture of entries, by its distance to them (Cho et al., DKM:
+Differentiable K-Means Clustering Layer, 2022), and assignments learn as well.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ Esser et al., Learned Step Size Quantization (LSQ), 2020: with `v = x / s`, `y =
     ∂y/∂x = 1 where Qn <= v <= Qp, else 0
     ∂y/∂s = round(v) - v there, else Qn or Qp.
 
-Scales are kept as logarithms, so that no step of an optimizer makes one negative: `∂y/∂ln s = s · ∂y/∂s = y - x` inside and
-`y` outside. The zero point is learned too (Bhalgat et al., LSQ+, 2020, in codes): `∂y/∂z = -s` outside and 0 inside. Each
-function reads a tensor as few times as it can, because activations are larger than caches.
+Scales are kept as logarithms, so that no step of an optimizer makes one negative: `∂y/∂ln s = s · ∂y/∂s = y - x` inside
+and `y` outside. The zero point is learned too (Bhalgat et al., LSQ+, 2020, in codes): `∂y/∂z = -s` outside and 0
+inside. Each function reads a tensor as few times as it can, because activations are larger than caches.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ def quantize_activation(
         low: Lowest code.
         high: Highest code.
     """
-    learned = isinstance(zero_point, torch.Tensor)
-    offset = float(zero_point.detach().round().clamp(low, high)) if learned else float(zero_point)
-    result: torch.Tensor = _Activation.apply(
-        x, log_scale, zero_point if learned else None, low - offset, high - offset
-    )
+    learned = zero_point if isinstance(zero_point, torch.Tensor) else None
+    offset = float(zero_point) if learned is None else float(learned.detach().round().clamp(low, high))
+    result: torch.Tensor = _Activation.apply(x, log_scale, learned, low - offset, high - offset)
     return result
 
 
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(
-        context: Any, x: torch.Tensor, log_scale: torch.Tensor, zero_point: torch.Tensor | None, low: float, high: float
+        context: Any,
+        x: torch.Tensor,
+        log_scale: torch.Tensor,
+        _zero_point: torch.Tensor | None,
+        low: float,
+        high: float,
     ) -> torch.Tensor:
         scale = log_scale.exp()
         v = x / scale

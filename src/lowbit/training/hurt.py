@@ -50,7 +50,7 @@ def hurt_layers(noise: dict[str, float], *, share: float = 0.9) -> tuple[str, ..
     """Return the fewest operators that together make so much of all noise, the worst first."""
     ordered = sorted(noise, key=lambda path: (-noise[path], path))
     total, sum_ = sum(noise.values()), 0.0
-    chosen = []
+    chosen: list[str] = []
     for path in ordered:
         if chosen and sum_ >= share * total:
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from lowbit.training.schedule import rate_at, strength_at
 from lowbit.training.snapshot import load_snapshot, save_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from lowbit.training.batches import Batch, Batches
@@ -79,7 +79,7 @@ class Epoch:
     lr: float
 
 
-Watcher = Callable[[int, int, float, float | None], None] if TYPE_CHECKING else Any
+Watcher = Callable[[int, int, float, float | None], None]
 """Told of every step: its number, the number of all steps, the loss, and the last metric."""
 
 

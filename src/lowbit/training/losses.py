@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.nn import functional
 
 from lowbit.exceptions import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
 __all__ = ["attention_distance", "feature_distance", "label_loss", "relative_error", "soft_loss"]
 

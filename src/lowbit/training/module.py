@@ -182,7 +182,8 @@ class TrainableModel(torch.nn.Module):
         Raises:
             KeyError: The operator has no weight that learns.
         """
-        return self.weights[self._weight_inputs[f"{site}/weight"]]
+        found: TrainableWeight = self.weights[self._weight_inputs[f"{site}/weight"]]
+        return found
 
 
 def state_name(name: str, taken: Iterable[str]) -> str:

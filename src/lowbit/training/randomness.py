@@ -25,7 +25,8 @@ def seed_all(seed: int) -> None:
 def random_state() -> dict[str, Any]:
     """Return the state of all of them as plain values and tensors."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    kind, keys, position, has_gauss, cached = legacy
     return {
         "torch": torch.get_rng_state(),
         "python": [version, list(words), gauss],

@@ -14,9 +14,7 @@ __all__ = ["MaskSchedule", "rate_at", "strength_at"]
 class MaskSchedule(Protocol):
     """Chooses which weights stay 0 while a model is trained, such as a gradually growing sparsity."""
 
-    def __call__(
-        self, step: int, steps: int, weights: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor] | None:
+    def __call__(self, step: int, steps: int, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
         """Return masks, 0 where a weight is pruned.
 
         Args:

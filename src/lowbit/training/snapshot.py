@@ -50,7 +50,7 @@ def load_snapshot(path: Path, identity: str) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         known, version = state["identity"], state["version"]
-    except Exception as error:  # noqa: BLE001 -- a damaged file makes PyTorch raise whatever it meets first
+    except Exception as error:  # A damaged file makes PyTorch raise whatever it meets first.
         raise RecipeError(
             f"the checkpoint '{path}' cannot be read", cause=str(error).splitlines()[0], remedy="delete it"
         ) from error
