@@ -24,6 +24,7 @@ from lowbit.training.gradient_path import cutting_operator
 from lowbit.training.hurt import freeze_others, hurt_layers, layer_noise
 from lowbit.training.loop import Epoch, Loop, Settings
 from lowbit.training.losses import label_loss
+from lowbit.training.randomness import own_randomness, seed_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,67 +143,69 @@ def qat(
     settings = _settings(
         epochs, lr, optimizer, weight_decay, warmup, gradual, ema, clip, patience, seed, checkpoint_every
     )
-    module = model if isinstance(model, torch.nn.Module) else None
-    base: Origin | None = module.origin if module is not None else None
-    specs = input_specs(base.model) if base is not None else None
-    if specs is None:
-        from lowbit.graph import load_model
+    with own_randomness():
+        seed_all(seed)
+        module = model if isinstance(model, torch.nn.Module) else None
+        base: Origin | None = module.origin if module is not None else None
+        specs = input_specs(base.model) if base is not None else None
+        if specs is None:
+            from lowbit.graph import load_model
 
-        specs = input_specs(load_model(model))
-    batches = Batches(data, specs, batch=batch, shuffle=True, name="the training data")
-    tests = Batches(validation, specs, batch=batch, name="the validation data") if validation is not None else None
-    inputs, target = batches.first()
-    teach = _distillation(distillation, labels=target is not None, loss=loss)
-    if module is None:
-        module = trainable(model, recipe, data=_calibrating(batches), stages=stages, **options)
-    origin: Origin = module.origin
-    logits = logits_of(origin.model)
-    positions = teach.tensors(origin) if teach is not None else ()
-    module = _tapped(module, tuple(dict.fromkeys((*positions, *((logits,) if logits else ())))))
-    settings = _with_gradual(settings, gradual, module)
-    classes = _classes(target, logits)
-    student = _Student(module=module, logits=logits, loss=loss, teach=teach, classes=classes, positions=positions)
-    student.check(target)
-    chosen = _chosen(module, layers, student, batches)
-    if teach is not None:
-        student.teacher = open_teacher(teach, origin, logits)
-    identity = _identity(module, settings, loss, teach, chosen)
-    with progress_on(progress, epochs) as shown, TensorBoard.opened(log_dir) as board:
+            specs = input_specs(load_model(model))
+        batches = Batches(data, specs, batch=batch, shuffle=True, name="the training data")
+        tests = Batches(validation, specs, batch=batch, name="the validation data") if validation is not None else None
+        inputs, target = batches.first()
+        teach = _distillation(distillation, labels=target is not None, loss=loss)
+        if module is None:
+            module = trainable(model, recipe, data=_calibrating(batches), stages=stages, **options)
+        origin: Origin = module.origin
+        logits = logits_of(origin.model)
+        positions = teach.tensors(origin) if teach is not None else ()
+        module = _tapped(module, tuple(dict.fromkeys((*positions, *((logits,) if logits else ())))))
+        settings = _with_gradual(settings, gradual, module)
+        classes = _classes(target, logits)
+        student = _Student(module=module, logits=logits, loss=loss, teach=teach, classes=classes, positions=positions)
+        student.check(target)
+        chosen = _chosen(module, layers, student, batches)
+        if teach is not None:
+            student.teacher = open_teacher(teach, origin, logits)
+        identity = _identity(module, settings, loss, teach, chosen)
+        with progress_on(progress, epochs) as shown, TensorBoard.opened(log_dir) as board:
 
-        def ended(row: Epoch) -> None:
-            shown.epoch(row)
-            board.epoch(row)
+            def ended(row: Epoch) -> None:
+                shown.epoch(row)
+                board.epoch(row)
 
-        def stepped(step: int, steps: int, value: float, score: float | None) -> None:
-            shown.step(step, steps, value, score)
-            board.step(step, value)
+            def stepped(step: int, steps: int, value: float, score: float | None) -> None:
+                shown.step(step, steps, value, score)
+                board.step(step, value)
 
-        loop = Loop(
-            module=module,
-            batches=batches,
-            loss=student.loss_of,
-            validate=(lambda: student.score(tests, metric)) if tests is not None else None,
-            settings=settings,
-            masks=masks,
-            checkpoint=Path(checkpoint) if checkpoint is not None else None,
-            identity=identity,
-            watch=stepped,
-            on_epoch=ended,
-            first_step=lambda value: _check_gradients(module, value, inputs),
-        )
-        loop.run()
-    module.eval()
-    result = None
-    if finalized:
-        result = finalize(
-            module,
-            test_data=_verifying(validation, tests),
-            measure_seconds=measure_seconds,
-            stages=stages,
-        )
-    if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
-    return Training(result=result, module=module, history=tuple(loop.history), stopped=loop.stopped, layers=chosen)
+            loop = Loop(
+                module=module,
+                batches=batches,
+                loss=student.loss_of,
+                validate=(lambda: student.score(tests, metric)) if tests is not None else None,
+                settings=settings,
+                masks=masks,
+                checkpoint=Path(checkpoint) if checkpoint is not None else None,
+                identity=identity,
+                watch=stepped,
+                on_epoch=ended,
+                first_step=lambda: _check_gradients(module, inputs),
+            )
+            loop.run()
+        module.eval()
+        result = None
+        if finalized:
+            result = finalize(
+                module,
+                test_data=_verifying(validation, tests),
+                measure_seconds=measure_seconds,
+                stages=stages,
+            )
+        if checkpoint is not None:
+            Path(checkpoint).unlink(missing_ok=True)
+        return Training(result=result, module=module, history=tuple(loop.history), stopped=loop.stopped, layers=chosen)
 
 
 def distill(
@@ -365,25 +368,18 @@ def _calibrating(batches: Batches) -> list[Any]:
     """Return the first batches as calibration data."""
     found: list[Any] = []
     samples = 0
-    with _unchanged_randomness():
-        for inputs, target in batches:
-            values = {name: tensor.numpy() for name, tensor in inputs.items()}
-            if isinstance(target, torch.Tensor) and target.ndim == 1:
-                values["labels"] = target.numpy()
-            found.append(values)
-            samples += len(next(iter(inputs.values())))
-            if samples >= _CALIBRATING:
-                break
+    for inputs, target in batches:
+        values = {name: tensor.numpy() for name, tensor in inputs.items()}
+        if isinstance(target, torch.Tensor) and target.ndim == 1:
+            values["labels"] = target.numpy()
+        found.append(values)
+        samples += len(next(iter(inputs.values())))
+        if samples >= _CALIBRATING:
+            break
     return found
 
 
 _CALIBRATING = 500
-
-
-def _unchanged_randomness() -> Any:
-    from lowbit.training.randomness import own_randomness
-
-    return own_randomness()
 
 
 def _verifying(validation: Any, tests: Batches | None) -> Any:
@@ -425,11 +421,10 @@ def _chosen(
     known = module.layers()
     if layers == "hurt":
         samples = []
-        with _unchanged_randomness():
-            for inputs, _ in batches:
-                samples.append(inputs)
-                if len(samples) == _SCORED_BATCHES:
-                    break
+        for inputs, _ in batches:
+            samples.append(inputs)
+            if len(samples) == _SCORED_BATCHES:
+                break
 
         def compute() -> torch.Tensor:
             found = []
@@ -450,13 +445,9 @@ def _chosen(
     return chosen
 
 
-def _check_gradients(module: TrainableModel, loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-    reached = any(
-        one.grad is not None for name, one in module.named_parameters() if name.rsplit(".", 1)[-1] != "log_scale"
-    )
-    if loss.requires_grad and reached:
-        return
-    if loss.requires_grad and any(one.grad is None for one in module.parameters() if one.requires_grad) is False:
+def _check_gradients(module: TrainableModel, inputs: dict[str, torch.Tensor]) -> None:
+    grown = [one.grad for one in module.parameters() if one.grad is not None]
+    if any(bool((one != 0).any()) for one in grown):
         return
     found = cutting_operator(module.origin.model, inputs)
     if found is None:

@@ -468,7 +468,7 @@ def _module(members: Sequence[ActivationPlan]) -> LearnedActivation:
         low=low,
         high=high,
         learned=not fixed,
-        learned_zero_point=not fmt.symmetric and low < tensor.zero_point < high,
+        learned_zero_point=not fmt.symmetric and tensor.zero_point > low,
     )
     module.readers = len(members)
     return module

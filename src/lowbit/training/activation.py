@@ -55,7 +55,9 @@ class LearnedActivation(torch.nn.Module):
         else:
             self.register_buffer("log_scale", start)
         self.learned_zero_point = learned and learned_zero_point
-        offset = torch.tensor(float(zero_point))
+        # As a share of all codes, so that one learning rate fits zero points and logarithms of scales.
+        self.span = self.high - self.low
+        offset = torch.tensor(float(zero_point) / self.span)
         if self.learned_zero_point:
             self.zero_point = torch.nn.Parameter(offset)
         else:
@@ -68,7 +70,7 @@ class LearnedActivation(torch.nn.Module):
             x = torch.relu(x) if self.clips == (0.0, None) else torch.clamp(x, *self.clips)
         if self.strength == 0.0:
             return x
-        offset = self.zero_point if self.learned_zero_point else self.fixed_zero_point
+        offset = self.zero_point * self.span if self.learned_zero_point else self.fixed_zero_point
         y = quantize_activation(x, self.log_scale, offset, self.low, self.high)
         return y if self.strength == 1.0 else torch.lerp(x, y, self.strength)
 
@@ -76,7 +78,7 @@ class LearnedActivation(torch.nn.Module):
     def parameters_of_codes(self) -> tuple[float, int]:
         """Return the scale and the zero point that are computed with."""
         scale = float(self.log_scale.exp())
-        return scale, int(self.zero_point.round().clamp(self.low, self.high))
+        return scale, int((self.zero_point * self.span).round().clamp(self.low, self.high))
 
     def extra_repr(self) -> str:
         """Return the codes and the scale."""

@@ -117,13 +117,15 @@ class Loop:
     identity: str = ""
     watch: Watcher = _unwatched
     on_epoch: Callable[[Epoch], None] = lambda _epoch: None
-    first_step: Callable[[torch.Tensor], None] = lambda _loss: None
+    first_step: Callable[[], None] = lambda: None
     history: list[Epoch] = field(default_factory=list)
     stopped: str = ""
     _best: float = -math.inf
     _best_state: dict[str, torch.Tensor] = field(default_factory=dict)
     _good: dict[str, torch.Tensor] = field(default_factory=dict)
     _good_step: int = 0
+    _sparsity: float = 0.0
+    _since: int = 0
     _random: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> list[Epoch]:
@@ -202,10 +204,10 @@ class Loop:
         if not math.isfinite(value):
             return value
         if step == 0 and not loss.requires_grad:
-            self.first_step(loss)
+            self.first_step()
         loss.backward()
         if step == 0:
-            self.first_step(loss)
+            self.first_step()
         if settings.clip:
             learned = [one for one in module.parameters() if one.grad is not None]
             norm = torch.nn.utils.clip_grad_norm_(learned, settings.clip)
@@ -248,10 +250,15 @@ class Loop:
         )
         self.history.append(row)
         self.on_epoch(row)
+        sparsity = self.module.sparsity()
+        if ready < 1.0 or sparsity > self._sparsity:
+            # What was better with less rounding or pruning is no better model.
+            self._best, self._best_state, self._since = -math.inf, {}, len(self.history) - 1
+            self._sparsity = sparsity
         if metric is not None and ready == 1.0 and metric > self._best:
             self._best, self._best_state = metric, self._good
         if metric is not None and self.settings.patience:
-            rows = [one.metric for one in self.history if one.metric is not None]
+            rows = [one.metric for one in self.history[self._since :] if one.metric is not None]
             since = len(rows) - 1 - max(range(len(rows)), key=lambda index: (rows[index], -index))
             if since >= self.settings.patience:
                 self.stopped = f"the metric has not risen for {since} epochs"
@@ -334,6 +341,7 @@ class Loop:
             "best": [self._best, self._best_state],
             "good": [self._good_step, self._good],
             "stopped": self.stopped,
+            "pruned": [self._sparsity, self._since],
         }
         save_snapshot(self.checkpoint, state, self.identity)
 
@@ -354,6 +362,7 @@ class Loop:
         self.history[:] = [Epoch(**one) for one in state["history"]]
         (self._best, self._best_state), (self._good_step, self._good) = state["best"], state["good"]
         self.stopped = state["stopped"]
+        self._sparsity, self._since = state["pruned"]
         self._random = state["random"]
         return int(state["epoch"]), int(state["step"]), float(state["total"])
 
