@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
+    from lowbit.methods.finalize import finalize
     from lowbit.methods.inspect import inspect
     from lowbit.methods.pack import pack, unpack
+    from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
+    from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
 
@@ -30,35 +33,47 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
+    "Distillation",
     "LowbitError",
     "Plan",
     "Preprocessing",
     "Recipe",
     "Result",
     "Rule",
+    "Training",
     "__version__",
     "check",
     "compare",
     "diagnose",
+    "distill",
+    "finalize",
     "inspect",
     "pack",
+    "qat",
     "quantize",
+    "trainable",
     "unpack",
 ]
 
 _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
+    "Distillation": "lowbit.methods.qat",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
     "Recipe": "lowbit.plan.recipe",
     "Result": "lowbit.methods.result",
     "Rule": "lowbit.plan.recipe",
+    "Training": "lowbit.methods.qat",
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
     "diagnose": "lowbit.methods.diagnose",
+    "distill": "lowbit.methods.qat",
+    "finalize": "lowbit.methods.finalize",
     "inspect": "lowbit.methods.inspect",
     "pack": "lowbit.methods.pack",
+    "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",
+    "trainable": "lowbit.methods.trainable",
     "unpack": "lowbit.methods.pack",
 }
 

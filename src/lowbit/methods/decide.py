@@ -104,7 +104,7 @@ def decide(
     if activations.element.kind == "float":
         return _decide_half(sites, recipe, activations, weight_format if recipe.weights else activations)
     warnings = []
-    native = target.runs_weights(weight_format) and activations.element.name in target.activation_elements
+    native = target.runs_weights(weight_format) and target.runs_activations(activations)
     if half and method == "auto":
         method = "weight-only"
     if not native and method == "auto" and recipe.activations is None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["CostModel", "OperatorSupport", "Role", "Target"]
 
 _INT8_MAXIMUM = 127
+_BYTE = 8
 # Engines that fold a Cast of a constant before they look for integer kernels.
 _FOLDS_CASTS = ("onnxruntime",)
 
@@ -129,6 +130,13 @@ class Target:
     def runs_weights(self, fmt: Format) -> bool:
         """Whether it has integer kernels for weights of a format: by itself, or cast to int8 when the model loads."""
         return fmt.element.name in self.weight_elements or self.widens_weights(fmt)
+
+    def runs_activations(self, fmt: Format) -> bool:
+        """Whether it has integer kernels for activations of a format: by itself, or clipped codes of 8 bits."""
+        element = fmt.element
+        carried = "int8" if element.signed else "uint8"
+        narrower = element.kind == "integer" and element.bits <= _BYTE
+        return element.name in self.activation_elements or (narrower and carried in self.activation_elements)
 
     def widens_weights(self, fmt: Format) -> bool:
         """Whether weights of a format become int8 for an integer kernel: narrower signed integers, not in blocks."""
