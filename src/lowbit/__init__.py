@@ -22,21 +22,25 @@ if TYPE_CHECKING:
     from lowbit.methods.finalize import finalize
     from lowbit.methods.inspect import inspect
     from lowbit.methods.pack import pack, unpack
+    from lowbit.methods.prune import Pruning, prune
     from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
     from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
+    from lowbit.training.gradual import GradualMagnitude
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
     "Distillation",
+    "GradualMagnitude",
     "LowbitError",
     "Plan",
     "Preprocessing",
+    "Pruning",
     "Recipe",
     "Result",
     "Rule",
@@ -49,6 +53,7 @@ __all__ = [
     "finalize",
     "inspect",
     "pack",
+    "prune",
     "qat",
     "quantize",
     "trainable",
@@ -58,8 +63,10 @@ __all__ = [
 _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
     "Distillation": "lowbit.methods.qat",
+    "GradualMagnitude": "lowbit.training.gradual",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
+    "Pruning": "lowbit.methods.prune",
     "Recipe": "lowbit.plan.recipe",
     "Result": "lowbit.methods.result",
     "Rule": "lowbit.plan.recipe",
@@ -71,6 +78,7 @@ _HOMES = {
     "finalize": "lowbit.methods.finalize",
     "inspect": "lowbit.methods.inspect",
     "pack": "lowbit.methods.pack",
+    "prune": "lowbit.methods.prune",
     "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",
     "trainable": "lowbit.methods.trainable",

@@ -19,6 +19,7 @@ from lowbit.cli.diagnose import diagnose
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
 from lowbit.cli.pack import pack, unpack
+from lowbit.cli.prune import prune
 from lowbit.cli.probe import probe
 from lowbit.cli.quantize import quantize
 from lowbit.cli.targets import targets
@@ -92,13 +93,14 @@ def application(context: click.Context) -> None:
       lowbit check model.onnx                     what would run in integers, and why not
       lowbit inspect model.int8.onnx              what a file contains
       lowbit probe model.onnx                     what its operators cost on this machine
+      lowbit prune model.onnx --data calib/       the weights that matter least become zero
       lowbit pack model.int8.onnx                 one small file for download; `lowbit unpack` gives the same bytes
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, compare, diagnose, check, inspect, probe, pack, unpack, targets):
+for _command in (quantize, compare, diagnose, check, inspect, probe, prune, pack, unpack, targets):
     application.add_command(_command)
 
 

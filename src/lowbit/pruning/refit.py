@@ -1,0 +1,65 @@
+"""The weights that are left, changed so that outputs are what they were, for a mask that is decided.
+
+Boža, Fast and Effective Weight Update for Pruned Large Language Models (2024): the alternating direction method of
+multipliers with one factorization for all outputs, on inputs brought to equal energy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowbit.rounding.code_grid import check_moments
+from lowbit.rounding.inverse_factor import damped
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["refit"]
+
+
+def refit(
+    weight: NDArray[np.float32],
+    moments: NDArray[np.floating],
+    kept: NDArray[np.bool_],
+    *,
+    damping: float = 0.01,
+    steps: int = 60,
+) -> NDArray[np.float32]:
+    """Change kept weights so that the outputs change as little as possible.
+
+    Args:
+        weight: `[K, N]` float32, inputs by outputs, before pruning.
+        moments: `[G, K, K]`, `H = E[x xᵀ]` of the inputs, for each of G groups of N / G outputs.
+        kept: `[K, N]`, which weights are kept.
+        damping: What is added to the diagonal of `H`, as a fraction of its mean.
+        steps: Steps of the method; it has nearly converged after 30.
+
+    Returns:
+        `[K, N]` float32, exactly 0 where nothing is kept.
+
+    Raises:
+        FormatError: The shapes do not match.
+    """
+    check_moments(weight, weight, moments)
+    groups, depth, _ = moments.shape
+    H = damped(moments, damping)
+    size = np.sqrt(np.einsum("gkk->gk", H))
+    H /= size[:, :, None] * size[:, None, :]
+
+    def split(matrix: NDArray[np.generic]) -> NDArray[np.generic]:
+        return matrix.reshape(depth, groups, -1).transpose(1, 0, 2)
+
+    W = split(weight.astype(np.float64)) * size[:, :, None]
+    mask = split(kept)
+    wanted = H @ W
+    inverse = np.linalg.inv(H + np.eye(depth))  # the penalty is 1: inputs have energy 1
+    Z = np.where(mask, W, 0.0)
+    U = np.zeros_like(W)
+    for _ in range(steps):
+        X = inverse @ (wanted + Z - U)
+        Z = np.where(mask, X + U, 0.0)
+        U += X - Z
+    found = np.where(mask, Z / size[:, :, None], 0.0)
+    return np.ascontiguousarray(found.transpose(1, 0, 2).reshape(weight.shape)).astype(np.float32)
