@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
+    from lowbit.methods.share import Shared, share
     from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
@@ -39,6 +40,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Rule",
+    "Shared",
     "Training",
     "__version__",
     "check",
@@ -49,6 +51,7 @@ __all__ = [
     "inspect",
     "qat",
     "quantize",
+    "share",
     "trainable",
 ]
 
@@ -60,6 +63,7 @@ _HOMES = {
     "Recipe": "lowbit.plan.recipe",
     "Result": "lowbit.methods.result",
     "Rule": "lowbit.plan.recipe",
+    "Shared": "lowbit.methods.share",
     "Training": "lowbit.methods.qat",
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
@@ -69,6 +73,7 @@ _HOMES = {
     "inspect": "lowbit.methods.inspect",
     "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",
+    "share": "lowbit.methods.share",
     "trainable": "lowbit.methods.trainable",
 }
 
