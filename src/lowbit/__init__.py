@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
+    from lowbit.methods.share import Shared, share
     from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
@@ -44,6 +45,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Rule",
+    "Shared",
     "Training",
     "__version__",
     "check",
@@ -56,6 +58,7 @@ __all__ = [
     "prune",
     "qat",
     "quantize",
+    "share",
     "trainable",
     "unpack",
 ]
@@ -70,6 +73,7 @@ _HOMES = {
     "Recipe": "lowbit.plan.recipe",
     "Result": "lowbit.methods.result",
     "Rule": "lowbit.plan.recipe",
+    "Shared": "lowbit.methods.share",
     "Training": "lowbit.methods.qat",
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
@@ -81,6 +85,7 @@ _HOMES = {
     "prune": "lowbit.methods.prune",
     "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",
+    "share": "lowbit.methods.share",
     "trainable": "lowbit.methods.trainable",
     "unpack": "lowbit.methods.pack",
 }

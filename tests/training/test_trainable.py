@@ -12,6 +12,7 @@ import torch
 
 import lowbit
 from lowbit.exceptions import DataError, ModelError, RecipeError
+from lowbit.formats import parse_format
 from lowbit.graph import serialize
 from lowbit.runtime.session import open_session
 
@@ -190,3 +191,27 @@ def test_errors(net: onnx.ModelProto, data: dict[str, Any]) -> None:
         lowbit.trainable(net, data={"x": data["x"]}, taps=["nowhere"])
     with pytest.raises(ModelError, match="cannot be finalized"):
         lowbit.finalize(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("activations", ["uint4", "uint2"])
+def test_activations_of_few_bits_run_in_integer_kernels(
+    net: onnx.ModelProto, data: dict[str, Any], activations: str
+) -> None:
+    result = lowbit.quantize(net, {"x": data["x"]}, method="static", activations=activations, measure_seconds=0)
+    assert not [text for text in result.warnings if "no integer kernels" in text]
+    verification = result.verification
+    assert verification.integer_kernels >= 5
+    assert not verification.unfused
+    fmt = parse_format(activations)
+    names = [tensor.tensor for tensor in result.plan.activations]
+    clipped = {f"{name}_clipped" for name in names}
+    emitted = [value for node in result.model.graph for value in node.outputs if value.name in clipped]
+    assert emitted
+    low, high = fmt.code_range()
+    for value in emitted[:3]:
+        result.model.graph.outputs.append(value)
+    found = open_session(serialize(result.model), threads=1).run({"x": data["x"]})[1:]
+    for codes in found:
+        assert codes.min() >= low
+        assert codes.max() <= high
+        assert len(np.unique(codes)) <= high - low + 1

@@ -110,7 +110,8 @@ def qat(
             classes by default, the negative loss for others.
         epochs: Passes over the data.
         batch: Size of batches, where `data` are samples.
-        lr: Highest learning rate; 1e-3 for `adamw` and 1e-2 for `sgd` by default.
+        lr: Highest learning rate. For `adamw` it counts in units of every tensor's own size (the root of its mean
+            square), 5e-3 by default; for `sgd` it is 1e-2 by default.
         optimizer: `adamw` or `sgd`.
         weight_decay: Of weights.
         warmup: Fraction of the steps in which the learning rate rises; then it falls as a half cosine.
@@ -319,7 +320,7 @@ def _settings(
 ) -> Settings:
     if optimizer not in {"adamw", "sgd"}:
         raise RecipeError(f"the optimizer is {optimizer!r}", remedy="use adamw or sgd, or a loop of your own")
-    rate = lr if lr is not None else (1e-3 if optimizer == "adamw" else 1e-2)
+    rate = lr if lr is not None else (5e-3 if optimizer == "adamw" else 1e-2)
     for name, value, highest in (
         ("epochs", epochs, 1e9),
         ("lr", rate, 1e3),

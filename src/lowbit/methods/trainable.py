@@ -48,6 +48,8 @@ class Origin:
         tests: Samples that calibration has not seen; `None` without data.
         calibration: What it has seen.
         notes: What cleaning did.
+        binary: Paths of operators whose weights are ±1 times a scale.
+        soft: Temperature of soft assignments to codebooks; 0 for hard ones.
     """
 
     source: Any
@@ -60,6 +62,7 @@ class Origin:
     calibration: Dataset | None
     notes: tuple[str, ...] = ()
     binary: frozenset[str] = field(default_factory=frozenset)
+    soft: float = 0.0
 
     def __deepcopy__(self, _memo: object) -> Origin:
         return self  # Nothing in it is ever changed.
@@ -76,6 +79,7 @@ def trainable(
     plan: Plan | str | Path | None = None,
     keep_zeros: bool = False,
     keep_clusters: bool = False,
+    soft: float = 0.0,
     edges: bool = True,
     taps: Sequence[str] = (),
     channels_last: bool = True,
@@ -99,6 +103,8 @@ def trainable(
         plan: A plan to start from instead of making one.
         keep_zeros: Whether weights that are exactly 0 stay 0, as pruning left them.
         keep_clusters: Whether weights that have the same value keep having the same, as `lowbit.share` left them.
+        soft: Temperature at which weights of a codebook are mixtures of its entries while they are trained, so that
+            they may change their entry (Cho et al., DKM, 2022); 1e-3 is usual, 0 keeps every weight at its entry.
         edges: Whether the first and the last layers get 8 bits where the recipe asks for fewer, as is usual.
         taps: Names of inner tensors that `module(x, tapped=True)` returns as well.
         channels_last: Whether images are laid out with their channels last in memory, which CPUs are faster with.
@@ -149,6 +155,7 @@ def trainable(
         calibration=calibration,
         notes=(*cleaned.notes, *prepared.notes),
         binary=_matching(sites, binary),
+        soft=soft,
     )
     return build_module(
         origin, keep_zeros=keep_zeros, keep_clusters=keep_clusters, taps=tuple(taps), channels_last=channels_last

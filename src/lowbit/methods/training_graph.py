@@ -16,7 +16,7 @@ from lowbit.graph.editor import Editor
 from lowbit.interpreter import Interpreter
 from lowbit.methods.learned_graph import for_any_batch
 from lowbit.methods.site_weights import final_bias
-from lowbit.methods.weights import EncodedWeight, encode_weight
+from lowbit.methods.weights import EncodedWeight, channel_axis, encode_weight
 from lowbit.plan.sites import Site, find_sites
 from lowbit.training.activation import DOMAIN, OPERATOR, LearnedActivation
 from lowbit.training.bias import TrainableBias
@@ -233,12 +233,12 @@ def _weight(
     fmt = parse_format(entry.weights) if entry is not None and entry.weights is not None else None
     if fmt is not None and fmt.element.learned:
         assert entry is not None
-        learned = _codebook(_encoded(site, entry), weight, zeros=zeros)
+        learned = _codebook(_encoded(site, entry), weight, zeros=zeros, soft=origin.soft)
         return TrainableWeight(weight, clusters=learned, mask=mask)
     quantizer = None
     if fmt is not None and entry is not None and entry.execution in {"static", "weight-only"} and _rounds(fmt):
         quantizer = WeightQuantizer(_grid(origin, site, entry))
-    clusters = _found_clusters(weight) if keep_clusters else None
+    clusters = _found_clusters(weight, channel_axis(site), origin.soft) if keep_clusters else None
     return TrainableWeight(weight, quantizer=quantizer, clusters=clusters, mask=mask)
 
 
@@ -309,7 +309,7 @@ def _spread(fmt: Format, shape: tuple[int, ...], tensor: torch.Tensor) -> torch.
     return tensor
 
 
-def _codebook(encoded: EncodedWeight, weight: torch.Tensor, *, zeros: bool) -> Clusters:
+def _codebook(encoded: EncodedWeight, weight: torch.Tensor, *, zeros: bool, soft: float) -> Clusters:
     """Return the codebook of a format that learns its levels, with an entry at 0 if zeros are to stay."""
     fmt, parameters = encoded.fmt, encoded.parameters
     levels = levels_of(fmt, parameters.levels)
@@ -328,17 +328,27 @@ def _codebook(encoded: EncodedWeight, weight: torch.Tensor, *, zeros: bool) -> C
         torch.arange(len(entries)).reshape(shape),
         scale=torch.from_numpy(scale) if scaled else None,
         spread=spread if scaled else None,
+        soft=soft,
         zero=zeros,
     )
 
 
-def _found_clusters(weight: torch.Tensor) -> Clusters | None:
-    """Return the codebook of a weight that shares its values already; `None` if it has too many of its own."""
+def _found_clusters(weight: torch.Tensor, axis: int, soft: float) -> Clusters | None:
+    """Return the codebooks of a weight that shares its values already; `None` if it has too many of its own.
+
+    They are of the whole weight or, where that has too many values, of every channel.
+    """
     values = torch.unique(weight)
-    if len(values) > min(_MOST_ENTRIES, max(weight.numel() // 2, 1)):
+    if len(values) <= min(_MOST_ENTRIES, max(weight.numel() // 2, 1)):
+        return Clusters(weight, values[None], torch.zeros([1] * weight.ndim, dtype=torch.int64), soft=soft)
+    rows = [torch.unique(row) for row in weight.movedim(axis, 0)]
+    longest = max(len(row) for row in rows)
+    if longest > min(_MOST_ENTRIES, max(weight.numel() // len(rows) // 2, 1)):
         return None
-    groups = torch.zeros([1] * weight.ndim, dtype=torch.int64)
-    return Clusters(weight, values[None], groups)
+    entries = torch.stack([torch.cat([row, row[-1:].expand(longest - len(row))]) for row in rows])
+    shape = [1] * weight.ndim
+    shape[axis] = len(rows)
+    return Clusters(weight, entries, torch.arange(len(rows)).reshape(shape), soft=soft)
 
 
 def quantized_tensors(origin: Origin) -> dict[str, list[ActivationPlan]]:

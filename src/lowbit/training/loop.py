@@ -35,7 +35,7 @@ class Settings:
 
     Attributes:
         epochs: Passes over the data.
-        lr: Learning rate of weights at its highest.
+        lr: Learning rate of weights at its highest; for `adamw` in units of every tensor's own size.
         optimizer: `adamw` or `sgd`, which has Nesterov's momentum 0.9; scales always have Adam.
         weight_decay: Of weights; codebooks, biases and scales have none.
         warmup: Fraction of all steps in which the learning rate rises.
@@ -48,7 +48,7 @@ class Settings:
     """
 
     epochs: int = 10
-    lr: float = 1e-3
+    lr: float = 5e-3
     optimizer: str = "adamw"
     weight_decay: float = 1e-4
     warmup: float = 0.05
@@ -311,7 +311,10 @@ class Loop:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.settings
         groups = self.module.parameter_groups(
-            settings.lr, weight_decay=settings.weight_decay, scale_lr=min(_SCALE_RATE, settings.lr * 10)
+            settings.lr,
+            weight_decay=settings.weight_decay,
+            scale_lr=min(_SCALE_RATE, settings.lr * 10),
+            relative=settings.optimizer == "adamw",
         )
         if settings.optimizer == "adamw":
             return [torch.optim.AdamW(groups)]

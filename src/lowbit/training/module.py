@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainableModel", "state_name"]
 
+# What is 0, as biases may be, still has to learn.
+_SMALLEST = {"weights": 1e-3, "others": 1e-2}
+
 
 class TrainableModel(torch.nn.Module):
     """An ONNX model that learns; see `lowbit.trainable`.
@@ -109,13 +112,18 @@ class TrainableModel(torch.nn.Module):
         for part in (*self.weights.values(), *self.activations.values()):
             part.strength = strength
 
-    def parameter_groups(self, lr: float, *, weight_decay: float = 0.0, scale_lr: float = 1e-3) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, lr: float, *, weight_decay: float = 0.0, scale_lr: float = 1e-3, relative: bool = False
+    ) -> list[dict[str, Any]]:
         """Return parameters as optimizers take them: weights, what has no decay (biases, codebooks), and scales.
 
         Args:
             lr: Learning rate of weights and biases.
             weight_decay: Of weights that are not codebooks.
             scale_lr: Learning rate of the logarithms of scales, and of zero points.
+            relative: Whether every tensor has the learning rate `lr` times the root of its mean square (Shazeer and
+                Stern, Adafactor, 2018, section 8). Folded batch normalizations leave weights of very different sizes,
+                of which Adam would otherwise move the small ones too fast.
         """
         groups: dict[str, list[torch.nn.Parameter]] = {"weights": [], "others": [], "scales": []}
         for name, parameter in self.named_parameters():
@@ -129,12 +137,16 @@ class TrainableModel(torch.nn.Module):
                 groups["weights"].append(parameter)
             else:
                 groups["others"].append(parameter)
-        rates = {"weights": (lr, weight_decay), "others": (lr, 0.0), "scales": (scale_lr, 0.0)}
-        return [
-            {"params": members, "lr": rates[name][0], "weight_decay": rates[name][1], "name": name}
-            for name, members in groups.items()
-            if members
-        ]
+        found: list[dict[str, Any]] = []
+        for kind, decay in (("weights", weight_decay), ("others", 0.0)):
+            members = groups[kind]
+            parts = [[one] for one in members] if relative else [members] if members else []
+            for part in parts:
+                unit = max(float(part[0].detach().square().mean().sqrt()), _SMALLEST[kind]) if relative else 1.0
+                found.append({"params": part, "lr": lr * unit, "weight_decay": decay, "name": kind})
+        if groups["scales"]:
+            found.append({"params": groups["scales"], "lr": scale_lr, "weight_decay": 0.0, "name": "scales"})
+        return found
 
     def bias_of(self, site: str) -> TrainableBias | None:
         """Return the rounded bias of an operator by its path; `None` if its bias is an initializer of the graph."""
