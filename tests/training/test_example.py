@@ -5,13 +5,15 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import pytest
 
 from lowbit.runtime.session import open_session
+
+if TYPE_CHECKING:
+    import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_with_a_plain_loop.py"
 
