@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from lowbit.data import Preprocessing
     from lowbit.methods.result import Result
     from lowbit.plan.recipe import Recipe
     from lowbit.training.batches import Batch
@@ -73,6 +74,7 @@ def qat(
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     validation: Any = None,
     metric: Callable[[torch.Tensor, torch.Tensor], float] | None = None,
+    preprocessing: Preprocessing | None = None,
     epochs: int = 10,
     batch: int = 64,
     lr: float | None = None,
@@ -102,12 +104,14 @@ def qat(
     Args:
         model: An ONNX model, or a module that `lowbit.trainable` returned; an ONNX model is never changed.
         data: The training data: a `DataLoader` or another re-readable iterable of `(x, y)`, `x` or dicts; a map-style
-            data set; or a dict of arrays. Without labels the model learns from its float self.
+            data set; a dict of arrays; or the path of arrays or pictures. Without labels the model learns from its
+            float self.
         loss: Function of the outputs and the target. By default cross entropy for whole numbers and the mean squared
             error for others; where the model ends in a Softmax, of what goes into it.
         validation: Data with labels that are not trained on. With them the best epoch is kept.
         metric: Function of the scores and the targets of all validation data, higher is better; top-1 accuracy for
             classes by default, the negative loss for others.
+        preprocessing: What to do to pictures.
         epochs: Passes over the data.
         batch: Size of batches, where `data` are samples.
         lr: Highest learning rate. For `adamw` it counts in units of every tensor's own size (the root of its mean
@@ -153,8 +157,12 @@ def qat(
             from lowbit.graph import load_model
 
             specs = input_specs(load_model(model))
-        batches = Batches(data, specs, batch=batch, shuffle=True, name="the training data")
-        tests = Batches(validation, specs, batch=batch, name="the validation data") if validation is not None else None
+        batches = Batches(data, specs, batch=batch, shuffle=True, name="the training data", preprocessing=preprocessing)
+        tests = (
+            Batches(validation, specs, batch=batch, name="the validation data", preprocessing=preprocessing)
+            if validation is not None
+            else None
+        )
         inputs, target = batches.first()
         teach = _distillation(distillation, labels=target is not None, loss=loss)
         if module is None:

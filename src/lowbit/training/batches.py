@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from lowbit.data import open_data
 from lowbit.exceptions import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lowbit.data import InputSpec
+    from lowbit.data import InputSpec, Preprocessing
 
 __all__ = ["Batch", "Batches"]
 
@@ -28,20 +30,31 @@ class Batches:
 
     Args:
         loader: A `DataLoader` or another iterable that can be read again and again, of `(x, y)`, `x` or dicts; a
-            map-style data set, which is shuffled and batched here; or a dict of arrays, likewise.
+            map-style data set, which is shuffled and batched here; or a dict of arrays, or a path of arrays or
+            pictures, likewise.
         inputs: The model's inputs.
         batch: Size of batches that are made here.
         shuffle: Whether samples are shuffled that are batched here.
         name: What error messages call it.
+        preprocessing: What to do to pictures.
 
     Raises:
         DataError: It can be read only once, or is no data.
     """
 
     def __init__(
-        self, loader: Any, inputs: Sequence[InputSpec], *, batch: int = 64, shuffle: bool = False, name: str = "data"
+        self,
+        loader: Any,
+        inputs: Sequence[InputSpec],
+        *,
+        batch: int = 64,
+        shuffle: bool = False,
+        name: str = "data",
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.inputs, self.name = tuple(inputs), name
+        if isinstance(loader, (str, Path)):
+            loader = _read(loader, inputs, preprocessing)
         if isinstance(loader, Mapping):
             loader = _samples(loader, inputs, name)
         indexed = hasattr(loader, "__getitem__") and hasattr(loader, "__len__")
@@ -157,6 +170,16 @@ def _described(item: Any) -> str:
     if isinstance(item, (list, tuple)):
         return f"a sequence of {len(item)}"
     return f"one {type(item).__name__}"
+
+
+def _read(path: str | Path, inputs: Sequence[InputSpec], preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """Return all samples of a path, as arrays in memory."""
+    with open_data(path, inputs, preprocessing=preprocessing) as dataset:
+        feeds = list(dataset)
+        arrays: dict[str, Any] = {spec.name: np.concatenate([feed[spec.name] for feed in feeds]) for spec in inputs}
+        if dataset.labels is not None:
+            arrays["labels"] = dataset.labels
+    return arrays
 
 
 def _samples(arrays: Mapping[str, Any], inputs: Sequence[InputSpec], name: str) -> torch.utils.data.Dataset:
