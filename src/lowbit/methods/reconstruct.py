@@ -130,14 +130,35 @@ def reconstruct(
     # The blocks one after the other, then all of them together.
     together = schedules.whole if len(blocks) > 1 else None
     passes = [(blocks, schedules.blocks, 1.0 if together is None else _BLOCKS_SHARE)]
+    if WHOLE_ONLY:
+        passes = [(_whole(batched, blocks, grouped), schedules.blocks, 1.0)]
     if together is not None:
-        passes.append((partition(batched.graph, grouped, fewest=len(grouped) + 1), together, 1.0))
+        passes.append((_whole(batched, blocks, grouped), together, 1.0))
     for parts, pace, share in passes:
         left = None if until is None else (until - time.monotonic()) * share
         learner = _Learner(batched, sites, plan, target, dataclasses.replace(pace, seed=seed))
         found |= _pass(learner, parts, feeds, memory, left, advance)
         plan = learner.planned()
     return Reconstruction(plan=plan, blocks=found, seconds=time.monotonic() - started)
+
+
+TAPS = True
+WHOLE_ONLY = False
+FINAL = 0.5
+
+
+def _whole(model: ir.Model, blocks: Sequence[Block], groups: Sequence[Sequence[ir.Node]]) -> tuple[Block, ...]:
+    """Return the graph as one block that is also watched where the blocks ended."""
+    whole = partition(model.graph, groups, fewest=len(groups) + 1)
+    final = whole[-1].outputs
+    taps = [name for block in blocks for name in block.outputs if name not in final]
+    for value in model.graph.outputs:
+        producer = value.producer()
+        if producer is not None and producer.op_type in {"Softmax", "Sigmoid"} and producer.inputs[0] is not None:
+            taps.append(str(producer.inputs[0].name))
+    if not TAPS or len(whole) > 1:
+        return whole
+    return (dataclasses.replace(whole[0], outputs=(*dict.fromkeys(taps), *final)),)
 
 
 def count_blocks(model: ir.Model, plan: Plan, target: Target) -> int:
@@ -315,6 +336,7 @@ class _Learner:
             scales=scales,
             dropped=DROPPED,
             learn_scales=free,
+            weights_of_outputs=_shares(block, self.model),
         )
         return learner, encoded
 
@@ -433,6 +455,15 @@ class _Learner:
             for tensor in self.plan.activations
         )
         return dataclasses.replace(self.plan, sites=tuple(entries), activations=activations)
+
+
+def _shares(block: Block, model: ir.Model) -> tuple[float, ...]:
+    leaving = {value.name for value in model.graph.outputs}
+    last = sum(name in leaving for name in block.outputs)
+    taps = len(block.outputs) - last
+    if not last or not taps:
+        return ()
+    return tuple(FINAL / last if name in leaving else (1 - FINAL) / taps for name in block.outputs)
 
 
 class _Batches:

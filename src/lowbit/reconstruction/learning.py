@@ -114,6 +114,7 @@ class BlockLearner:
     scales: dict[str, torch.nn.Parameter]
     dropped: str
     learn_scales: frozenset[str] = field(default_factory=frozenset)
+    weights_of_outputs: tuple[float, ...] = ()
 
     def run(
         self, sample: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], dropped: float
@@ -139,13 +140,25 @@ class BlockLearner:
         weights: Mapping[str, torch.Tensor],
     ) -> float:
         """Return the squared error of all outputs over their squares."""
-        noise = signal = 0.0
+        noise: dict[int, float] = {}
+        signal: dict[int, float] = {}
+        count = len(targets[0]) if targets else 0
         for sample, wanted in zip(inputs, targets, strict=True):
-            for got, exact in zip(self.run(sample, weights, 0.0), wanted, strict=True):
+            for place, (got, exact) in enumerate(zip(self.run(sample, weights, 0.0), wanted, strict=True)):
                 if exact.is_floating_point():
-                    noise += float((got - exact).square().sum())
-                    signal += float(exact.square().sum())
-        return noise / max(signal, 1e-30)
+                    noise[place] = noise.get(place, 0.0) + float((got - exact).square().sum())
+                    signal[place] = signal.get(place, 0.0) + float(exact.square().sum())
+        return sum(
+            weight * noise[place] / signal[place]
+            for place, weight in enumerate(self.shares(count))
+            if signal.get(place, 0.0) > 0
+        )
+
+    def shares(self, count: int) -> list[float]:
+        """Return what part each output has in the error; all together are 1."""
+        if self.weights_of_outputs:
+            return list(self.weights_of_outputs)
+        return [1 / max(count, 1)] * count
 
     def learn(
         self,
@@ -194,17 +207,14 @@ class BlockLearner:
         for step in range(schedule.steps):
             if step % max(schedule.steps // schedule.judged, 1) == 0:
                 best, kept = self._better(judge(), best, kept)
-            left = 1 - step / schedule.steps
+            left = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * left
             optimizer.zero_grad(set_to_none=True)
             inputs, targets = batches(generator)
             for sample, wanted in zip(inputs, targets, strict=True):
                 got = self.run(sample, {name: weight() for name, weight in self.weights.items()}, schedule.dropped)
-                pairs = [(one, exact) for one, exact in zip(got, wanted, strict=True) if exact.is_floating_point()]
-                noise = torch.stack([(one - exact).square().sum() for one, exact in pairs]).sum()
-                signal = sum(float(exact.square().sum()) for _, exact in pairs)
-                torch.autograd.backward(noise / max(signal, 1e-30) / len(inputs))
+                torch.autograd.backward(self._loss(got, wanted) / len(inputs))
             optimizer.step()
             for weight in roundings:
                 weight.confine()
@@ -212,6 +222,15 @@ class BlockLearner:
         best, kept = self._better(judge(), best, kept)
         self.restore(kept)
         return best
+
+    def _loss(self, got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the weighted mean of the outputs' squared errors, each over its squares."""
+        parts = []
+        for weight, one, exact in zip(self.shares(len(wanted)), got, wanted, strict=True):
+            signal = float(exact.square().sum()) if exact.is_floating_point() else 0.0
+            if signal > 0:
+                parts.append((one - exact).square().sum() * (weight / signal))
+        return torch.stack(parts).sum() if parts else got[0].sum() * 0.0
 
     def state(self) -> list[torch.Tensor]:
         """Return a copy of everything that can be learned."""
