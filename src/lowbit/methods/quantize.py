@@ -17,7 +17,7 @@ from lowbit.methods.account import SLOWER, provenance_of, warnings_of
 from lowbit.methods.apply import Applied, apply_plan
 from lowbit.methods.budget import Budget, drop_of
 from lowbit.methods.calibrate import Calibration, Watch, calibrate, observed_shapes
-from lowbit.methods.checkpoint import Checkpoint
+from lowbit.methods.checkpoint import Checkpoint, remove_blocks
 from lowbit.methods.classification import default_metric, metric_name
 from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.conformance import summary, violations
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from lowbit.methods.schedules import Learning
     from lowbit.plan.plan import MigrationPlan, Plan
     from lowbit.plan.verification import SiteTime, Verification
     from lowbit.runtime.session import Feed
@@ -143,8 +144,9 @@ def quantize(
         preprocessing: What to do to images.
         recipe: A `Recipe` or the path of a YAML file.
         plan: A saved plan, applied as it is: the same bytes come out.
-        checkpoint: A file that keeps the state of calibration while it runs; the same call continues from it after an
-            interruption. It is deleted when the artifact is done.
+        checkpoint: A file that keeps the state of calibration while it runs; blocks that were learned lie beside it, in
+            a folder of the same name and `.learned`. The same call continues from them after an interruption. They are
+            deleted when the artifact is done.
         metric: Function of the outputs (a list of arrays per sample) and the labels; higher is better. Without one,
             labels of classes give top-1 accuracy.
         costs: A file of costs from `lowbit probe --save`, measured on the device that the model is for; `formulas`
@@ -249,6 +251,7 @@ def quantize(
         )
         if work.checkpoint is not None:
             work.checkpoint.unlink(missing_ok=True)
+            remove_blocks(_learning_folder(work.checkpoint))
         histograms = report_histograms(applied, calibration.histograms if calibration is not None else {})
     return Result(
         model=applied.model,
@@ -295,7 +298,7 @@ def _search(work: _Work) -> tuple[Applied, Verification, Calibration | None, Pre
         tried.add(signature)
         calibration = _calibrated(work, decision, calibration)
         plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
-        if work.recipe.rounding == "learned" and not learned:
+        if work.recipe.learns and not learned:
             plan, learned = _learned(work, plan), True
         warnings = (*plan.warnings, *source.warnings, *refusals[-1:])
         plan = dataclasses.replace(plan, warnings=warnings, migrations=work.migrations)
@@ -621,16 +624,23 @@ def _learned(work: _Work, plan: Plan) -> Plan:
     # PyTorch takes a second to load, and nothing else needs it.
     from lowbit.methods.reconstruct import count_blocks, reconstruct
 
-    with work.stages("Learn block by block", count_blocks(work.model, plan, work.target)) as advance:
+    kind: Learning = "adaround" if work.recipe.rounding == "adaround" else "learned"
+    with work.stages("Learn block by block", count_blocks(work.model, plan, work.target, kind)) as advance:
         return reconstruct(
             work.model,
             plan,
             work.target,
             work.calibration_data,
+            kind=kind,
             seconds=work.recipe.time,
             seed=work.recipe.seed,
+            checkpoint=_learning_folder(work.checkpoint) if work.checkpoint is not None else None,
             advance=advance,
         ).plan
+
+
+def _learning_folder(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.learned")
 
 
 def _compensated(work: _Work, plan: Plan) -> Plan:

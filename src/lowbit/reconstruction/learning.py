@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lowbit.interpreter import Interpreter
-    from lowbit.reconstruction.learned_rounding import LearnedRounding
+    from lowbit.reconstruction.soft_weight import SoftWeight
 
 __all__ = ["BlockLearner", "LearnedBias", "LearnedBlock", "Schedule"]
 
@@ -52,11 +52,12 @@ class Schedule:
     Attributes:
         steps: Number of steps.
         batch: Samples a step.
-        reach: How far a rounding can move in all, in steps of the format.
+        reach: How far a rounding can move in all, in steps of the format; with AdaRound, in logits.
         scale_rate: Learning rate of the logarithms of scales.
         bias_rate: Learning rate of biases, as a share of their mean square's root.
         dropped: Share of activations that QDrop leaves in float.
         judged: How often on the way the error is measured on other samples.
+        decided: Weight of AdaRound's regularizer beside the error, both over what they start with.
         seed: Of batches and dropping.
     """
 
@@ -67,6 +68,7 @@ class Schedule:
     bias_rate: float = 1e-3
     dropped: float = 0.5
     judged: int = 10
+    decided: float = 1.0
     seed: int = 0
 
 
@@ -104,17 +106,18 @@ class BlockLearner:
         scales: Logarithms of activation scales, by the module's input.
         learn_scales: Which of them are learned.
         dropped: Name of the module's input for the share of dropped quantizations.
+        output_shares: What part each of the block's outputs has in the error, 1 in all; none means all the same.
     """
 
     module: Interpreter
     inputs: tuple[str, ...]
-    weights: dict[str, LearnedRounding]
+    weights: dict[str, SoftWeight]
     fixed: dict[str, torch.Tensor]
     biases: dict[str, LearnedBias]
     scales: dict[str, torch.nn.Parameter]
     dropped: str
     learn_scales: frozenset[str] = field(default_factory=frozenset)
-    weights_of_outputs: tuple[float, ...] = ()
+    output_shares: tuple[float, ...] = ()
 
     def run(
         self, sample: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], dropped: float
@@ -139,7 +142,7 @@ class BlockLearner:
         targets: Sequence[Sequence[torch.Tensor]],
         weights: Mapping[str, torch.Tensor],
     ) -> float:
-        """Return the squared error of all outputs over their squares."""
+        """Return the weighted mean of the outputs' squared errors, each over the output's squares."""
         noise: dict[int, float] = {}
         signal: dict[int, float] = {}
         count = len(targets[0]) if targets else 0
@@ -150,14 +153,14 @@ class BlockLearner:
                     signal[place] = signal.get(place, 0.0) + float(exact.square().sum())
         return sum(
             weight * noise[place] / signal[place]
-            for place, weight in enumerate(self.shares(count))
+            for place, weight in enumerate(self._shares(count))
             if signal.get(place, 0.0) > 0
         )
 
-    def shares(self, count: int) -> list[float]:
+    def _shares(self, count: int) -> list[float]:
         """Return what part each output has in the error; all together are 1."""
-        if self.weights_of_outputs:
-            return list(self.weights_of_outputs)
+        if self.output_shares:
+            return list(self.output_shares)
         return [1 / max(count, 1)] * count
 
     def learn(
@@ -197,13 +200,18 @@ class BlockLearner:
         pace = 2 * schedule.reach / schedule.steps
         optimizer = torch.optim.Adam(
             [
-                {"params": [weight.log_scale for weight in roundings] + scales, "lr": schedule.scale_rate},
+                {
+                    "params": [scale for weight in roundings for scale in weight.scales()] + scales,
+                    "lr": schedule.scale_rate,
+                },
                 {"params": [bias.change for bias in self.biases.values()], "lr": schedule.bias_rate},
                 {"params": [weight.position for weight in roundings], "lr": pace},
             ]
         )
         rates = [group["lr"] for group in optimizer.param_groups]
         best, kept = math.inf, self.state()
+        first = 0.0
+        elements = sum(weight.position.numel() for weight in roundings)
         for step in range(schedule.steps):
             if step % max(schedule.steps // schedule.judged, 1) == 0:
                 best, kept = self._better(judge(), best, kept)
@@ -214,7 +222,15 @@ class BlockLearner:
             inputs, targets = batches(generator)
             for sample, wanted in zip(inputs, targets, strict=True):
                 got = self.run(sample, {name: weight() for name, weight in self.weights.items()}, schedule.dropped)
-                torch.autograd.backward(self._loss(got, wanted) / len(inputs))
+                loss = self._loss(got, wanted)
+                first = first or max(float(loss.detach()), 1e-30)
+                undecided = [weight.undecided(step / schedule.steps) for weight in roundings]
+                open_ones = [one for one in undecided if one is not None]
+                if open_ones:
+                    # NOTE: AdaRound adds 0.01 times the sum to a squared error whose size depends on the layer. Here
+                    # both are about 1 in all, so that one factor fits every block.
+                    loss = loss / first + schedule.decided * torch.stack(open_ones).sum() / elements
+                torch.autograd.backward(loss / len(inputs))
             optimizer.step()
             for weight in roundings:
                 weight.confine()
@@ -226,7 +242,7 @@ class BlockLearner:
     def _loss(self, got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the weighted mean of the outputs' squared errors, each over its squares."""
         parts = []
-        for weight, one, exact in zip(self.shares(len(wanted)), got, wanted, strict=True):
+        for weight, one, exact in zip(self._shares(len(wanted)), got, wanted, strict=True):
             signal = float(exact.square().sum()) if exact.is_floating_point() else 0.0
             if signal > 0:
                 parts.append((one - exact).square().sum() * (weight / signal))
@@ -246,5 +262,5 @@ class BlockLearner:
         return (error, self.state()) if error < best else (best, kept)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        modules: list[torch.nn.Module] = [*self.weights.values(), *self.biases.values()]
-        return [*(parameter for module in modules for parameter in module.parameters()), *self.scales.values()]
+        learned: list[SoftWeight | LearnedBias] = [*self.weights.values(), *self.biases.values()]
+        return [*(parameter for one in learned for parameter in one.parameters()), *self.scales.values()]
