@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockLearner", "LearnedBias", "LearnedBlock", "Schedule"]
 
+# Share of the steps in which rates rise.
+_WARM_UP = 0.1
 # By what share an error has to fall.
 _MEANINGFUL = 1e-3
 
@@ -68,7 +70,7 @@ class Schedule:
     bias_rate: float = 1e-3
     dropped: float = 0.5
     judged: int = 10
-    decided: float = 1.0
+    decided: float = 100.0
     seed: int = 0
 
 
@@ -210,12 +212,16 @@ class BlockLearner:
         )
         rates = [group["lr"] for group in optimizer.param_groups]
         best, kept = math.inf, self.state()
-        first = 0.0
+        first = 1.0
         elements = sum(weight.position.numel() for weight in roundings)
         for step in range(schedule.steps):
             if step % max(schedule.steps // schedule.judged, 1) == 0:
-                best, kept = self._better(judge(), best, kept)
+                error = judge()
+                first = max(error, 1e-30) if step == 0 else first
+                best, kept = self._better(error, best, kept)
+            # Adam's first steps are as long as its rate wherever they lead: they begin short.
             left = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+            left *= min((step + 1) / (_WARM_UP * schedule.steps), 1.0)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * left
             optimizer.zero_grad(set_to_none=True)
@@ -223,12 +229,11 @@ class BlockLearner:
             for sample, wanted in zip(inputs, targets, strict=True):
                 got = self.run(sample, {name: weight() for name, weight in self.weights.items()}, schedule.dropped)
                 loss = self._loss(got, wanted)
-                first = first or max(float(loss.detach()), 1e-30)
                 undecided = [weight.undecided(step / schedule.steps) for weight in roundings]
                 open_ones = [one for one in undecided if one is not None]
                 if open_ones:
                     # NOTE: AdaRound adds 0.01 times the sum to a squared error whose size depends on the layer. Here
-                    # both are about 1 in all, so that one factor fits every block.
+                    # the error is over that of nearest and the regularizer a mean, so that one factor fits every block.
                     loss = loss / first + schedule.decided * torch.stack(open_ones).sum() / elements
                 torch.autograd.backward(loss / len(inputs))
             optimizer.step()
