@@ -79,13 +79,24 @@ class Batches:
         wanted: What it should give.
         size: Samples a batch.
         together: Whether samples are joined along their first axis; see `samples_join`.
+        mixing: The float block, where half of a batch is to be mixtures of two samples each (Zhang et al., mixup,
+            2018); they show what few samples do not. Only samples of numbers that are joined can be mixed.
     """
 
     def __init__(
-        self, module: Interpreter, block: Block, stream: Stream, wanted: Wanted, size: int, *, together: bool
+        self,
+        module: Interpreter,
+        block: Block,
+        stream: Stream,
+        wanted: Wanted,
+        size: int,
+        *,
+        together: bool,
+        mixing: Interpreter | None = None,
     ) -> None:
         self.module, self.block, self.stream, self.wanted = module, block, stream, wanted
         self.size, self.together = size, together
+        self.mixing = mixing if together else None
 
     def __call__(
         self, generator: torch.Generator
@@ -98,7 +109,25 @@ class Batches:
         if not self.together:
             return inputs, targets
         joined = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+        if self.mixing is not None and all(one.is_floating_point() for one in joined.values()):
+            return self._mixed(joined, len(picked), self.mixing, generator)
         return [joined], [tuple(torch.cat(column) for column in zip(*targets, strict=True))]
+
+    def _mixed(
+        self, joined: dict[str, torch.Tensor], count: int, plain: Interpreter, generator: torch.Generator
+    ) -> tuple[list[dict[str, torch.Tensor]], list[tuple[torch.Tensor, ...]]]:
+        """Mix every second sample with another one of the batch, and compute what float gives."""
+        share = torch.rand(count, generator=generator)
+        share[::2] = 1.0
+        other = torch.randperm(count, generator=generator)
+        mixed = {}
+        for name, tensor in joined.items():
+            rows = tensor.shape[0] // count
+            by_sample = tensor.reshape(count, rows, *tensor.shape[1:])
+            weight = share.reshape(-1, *(1 for _ in by_sample.shape[1:]))
+            mixed[name] = (weight * by_sample + (1 - weight) * by_sample[other]).reshape(tensor.shape)
+        with torch.no_grad():
+            return [mixed], [plain(**{name: mixed[name] for name in plain.input_names if name in mixed})]
 
 
 def samples_join(

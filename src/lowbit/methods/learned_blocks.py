@@ -243,7 +243,8 @@ class PlanLearner:
         before = learner.error(testing, targets, start)
         schedule = self.schedule
         together = samples_join(plain, block, stream, wanted)
-        batches = Batches(learner.module, block, stream, wanted, schedule.batch, together=together)
+        mixing = plain if schedule.mixed else None
+        batches = Batches(learner.module, block, stream, wanted, schedule.batch, together=together, mixing=mixing)
 
         def judge() -> float:
             found: float = learner.error(testing, targets, learner.hard())

@@ -60,6 +60,7 @@ class Schedule:
         dropped: Share of activations that QDrop leaves in float.
         judged: How often on the way the error is measured on other samples.
         decided: Weight of AdaRound's regularizer beside the error, both over what they start with.
+        mixed: Whether half of the samples are mixtures of two; only where the block reads what is the same in float.
         seed: Of batches and dropping.
     """
 
@@ -71,6 +72,7 @@ class Schedule:
     dropped: float = 0.5
     judged: int = 10
     decided: float = 100.0
+    mixed: bool = False
     seed: int = 0
 
 
