@@ -14,7 +14,7 @@ import torch
 
 from lowbit.formats import parse_format
 from lowbit.methods.block_samples import Batches, given, samples_join
-from lowbit.methods.learned_graph import DROPPED, block_module, learned_graph
+from lowbit.methods.learned_graph import DROPPED, block_module, learned_graph, squeezed_outputs
 from lowbit.methods.learned_weights import WeightEncoder, learnable, rounds, soft_weight
 from lowbit.methods.site_weights import final_bias
 from lowbit.plan.packed import pack_floats
@@ -219,13 +219,20 @@ class PlanLearner:
         return learner, encoded
 
     def _shares(self, block: Block) -> tuple[float, ...]:
-        """Return what part each output has in the error: the model's own ones a half, if there are others."""
-        leaving = {value.name for value in self.model.graph.outputs}
-        final = sum(name in leaving for name in block.outputs)
-        others = len(block.outputs) - final
-        if not final or not others:
+        """Return what part each output has in the error: the model's own ones a half, if there are others.
+
+        Where an output is squeezed and what it is squeezed from is given too, that takes its place: near the ends of a
+        Softmax small errors vanish, and in between they leap.
+        """
+        squeezed = {name: read for name, read in squeezed_outputs(self.model).items() if read in block.outputs}
+        leaving = {squeezed.get(str(value.name), str(value.name)) for value in self.model.graph.outputs}
+        final = [name for name in block.outputs if name in leaving]
+        others = [name for name in block.outputs if name not in leaving and name not in squeezed]
+        if not final or not (others or squeezed):
             return ()
-        return tuple(_FINAL_SHARE / final if name in leaving else (1 - _FINAL_SHARE) / others for name in block.outputs)
+        among = _FINAL_SHARE if others else 1.0
+        shares = dict.fromkeys(final, among / len(final)) | dict.fromkeys(others, (1 - among) / max(len(others), 1))
+        return tuple(shares.get(name, 0.0) for name in block.outputs)
 
     def _learn(
         self,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lowbit.methods.block_samples import open_stream
 from lowbit.methods.learned_blocks import PlanLearner
-from lowbit.methods.learned_graph import for_any_batch
+from lowbit.methods.learned_graph import for_any_batch, squeezed_outputs
 from lowbit.methods.learning_checkpoint import LearningCheckpoint, identity_of
 from lowbit.methods.schedules import Schedules, usual_schedules
 from lowbit.plan.sites import Site, find_sites
@@ -38,8 +38,6 @@ __all__ = ["Reconstruction", "Schedules", "count_blocks", "reconstruct", "usual_
 
 # Share of the time that blocks get before all of them learn together.
 _BLOCKS_SHARE = 0.6
-# Operators at the end that squeeze the outputs: what they read says more than what they give.
-_SQUEEZING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +125,15 @@ def count_blocks(model: ir.Model, plan: Plan, target: Target, kind: Learning = "
 
 def _blocks(model: ir.Model, groups: Sequence[Sequence[ir.Node]], kind: Learning) -> tuple[Block, ...]:
     """Return the blocks to learn; AdaRound's are single layers, where one tensor lies between them."""
-    return partition(model.graph, groups, fewest=1) if kind == "adaround" else partition(model.graph, groups)
+    blocks = partition(model.graph, groups, fewest=1) if kind == "adaround" else partition(model.graph, groups)
+    return tuple(_unsqueezed(model, block) for block in blocks)
+
+
+def _unsqueezed(model: ir.Model, block: Block) -> Block:
+    """Return a block that also gives what its squeezed outputs are squeezed from."""
+    own = {value.name for node in block.nodes for value in node.outputs}
+    read = [read for name, read in squeezed_outputs(model).items() if name in block.outputs and read in own]
+    return dataclasses.replace(block, outputs=tuple(dict.fromkeys((*read, *block.outputs))))
 
 
 def _whole(model: ir.Model, blocks: Sequence[Block], groups: Sequence[Sequence[ir.Node]]) -> tuple[Block, ...]:
@@ -140,12 +146,7 @@ def _whole(model: ir.Model, blocks: Sequence[Block], groups: Sequence[Sequence[i
         return whole
     final = whole[0].outputs
     watched = [name for block in blocks for name in block.outputs if name not in final]
-    for value in model.graph.outputs:
-        producer = value.producer()
-        read = producer.inputs[0] if producer is not None and producer.op_type in _SQUEEZING else None
-        if read is not None and read.producer() is not None and str(read.name) not in final:
-            watched.append(str(read.name))
-    return (dataclasses.replace(whole[0], outputs=(*dict.fromkeys(watched), *final)),)
+    return (_unsqueezed(model, dataclasses.replace(whole[0], outputs=(*dict.fromkeys(watched), *final))),)
 
 
 def _groups(sites: Sequence[Site]) -> list[list[ir.Node]]:

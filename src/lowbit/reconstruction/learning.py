@@ -250,7 +250,7 @@ class BlockLearner:
         """Return the weighted mean of the outputs' squared errors, each over its squares."""
         parts = []
         for weight, one, exact in zip(self._shares(len(wanted)), got, wanted, strict=True):
-            signal = float(exact.square().sum()) if exact.is_floating_point() else 0.0
+            signal = float(exact.square().sum()) if weight > 0 and exact.is_floating_point() else 0.0
             if signal > 0:
                 parts.append((one - exact).square().sum() * (weight / signal))
         return torch.stack(parts).sum() if parts else got[0].sum() * 0.0
