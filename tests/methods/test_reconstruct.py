@@ -185,7 +185,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     monkeypatch.setattr(BlockLearner, "learn", counted)
     whole = reconstruct(model, plan, TARGET, feeds, **options)
     blocks = len(learned)
-    for stop in range(blocks):
+    for stop in (0, blocks - 1):
         folder = tmp_path / str(stop)
         learned.clear()
         with pytest.raises(KeyboardInterrupt):
@@ -221,7 +221,11 @@ def test_a_checkpoint_of_something_else_is_refused(planned: Callable, tmp_path: 
         reconstruct(model, plan, TARGET, feeds, schedules=quick, checkpoint=tmp_path / "blocks")
 
 
-def test_quantize_continues_learning_and_cleans_up(parse: Callable, noise: Callable, tmp_path: Path) -> None:
+def test_quantize_continues_learning_and_cleans_up(
+    parse: Callable, noise: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Schedules(blocks=Schedule(steps=5))
+    monkeypatch.setattr("lowbit.methods.reconstruct.usual_schedules", lambda *_: quick)
     proto = parse(NET)
     options: dict[str, Any] = {
         "target": "host",
