@@ -40,6 +40,7 @@ def usual_schedules(plan: Plan, kind: Learning = "learned") -> Schedules:
 
     NOTE: Above 3 bits, what the blocks have learned is good, and rates that suit a block are too much for all of them
     together: scales that move alike add up from layer to layer, and the error of a text recognizer tripled in 4 steps.
+    At 3 bits and fewer there is more to be learned than few samples show: mixtures of them show more.
     """
     if kind == "adaround":
         return Schedules(blocks=Schedule(steps=400, reach=_ADAROUND_REACH, scale_rate=0.0, bias_rate=0.0))
@@ -48,4 +49,5 @@ def usual_schedules(plan: Plan, kind: Learning = "learned") -> Schedules:
         return Schedules(blocks=Schedule(steps=40))
     if all(element.kind != "integer" or element.maximum > _INT3_MAXIMUM for element in elements):
         return Schedules(blocks=Schedule(), whole=Schedule(dropped=0.0, scale_rate=5e-5, bias_rate=1e-4))
-    return Schedules(blocks=Schedule(), whole=Schedule(dropped=0.0))
+    whole = Schedule(steps=400, dropped=0.0, reach=0.5, scale_rate=2e-4, bias_rate=3e-4, mixed=True)
+    return Schedules(blocks=Schedule(), whole=whole)
