@@ -38,9 +38,9 @@ class Schedules:
 def usual_schedules(plan: Plan, kind: Learning = "learned") -> Schedules:
     """Return schedules for the weights of a plan: at 8 bits little is left to be learned.
 
-    NOTE: Above 3 bits, what the blocks have learned is good, and rates that suit a block are too much for all of them
-    together: scales that move alike add up from layer to layer, and the error of a text recognizer tripled in 4 steps.
-    At 3 bits and fewer there is more to be learned than few samples show: mixtures of them show more.
+    NOTE: The rates for all blocks together come from few trials. With those of a block, 360 steps of a text recognizer
+    at 4 bits never went below the held-out error that they began with; with a tenth for scales and biases, 80 did. At 3
+    bits, 120 steps with mixtures reached the held-out error of 500 without.
     """
     if kind == "adaround":
         return Schedules(blocks=Schedule(steps=400, reach=_ADAROUND_REACH, scale_rate=0.0, bias_rate=0.0))
