@@ -19,8 +19,8 @@ from lowbit.cli.diagnose import diagnose
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
 from lowbit.cli.pack import pack, unpack
-from lowbit.cli.prune import prune
 from lowbit.cli.probe import probe
+from lowbit.cli.prune import prune
 from lowbit.cli.quantize import quantize
 from lowbit.cli.targets import targets
 from lowbit.exceptions import LowbitError

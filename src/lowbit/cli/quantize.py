@@ -98,7 +98,7 @@ _DECIDED = (
 @option(
     _HOW,
     "--rounding",
-    metavar="nearest|compensated|gptq|learned",
+    metavar="nearest|compensated|gptq|adaround|learned",
     help="How weights are rounded; each is slower and better than the one before.  [compensated]",
 )
 @option(_HOW, "--equalize", is_flag=True, default=None, help="Make the ranges of neighbouring layers' channels alike.")
@@ -184,7 +184,8 @@ _DECIDED = (
     "--checkpoint",
     type=FILE,
     metavar="FILE",
-    help="Keep the state of calibration here, so that the same command continues after an interruption.",
+    help="Keep the state of calibration here, and what was learned in a folder beside it, so that the same command "
+    "continues after an interruption.",
 )
 @option(_RUN, "--details", is_flag=True, help="Print every operator and layer.")
 @option(_RUN, "--quiet", is_flag=True, help="Print warnings and errors only.")
@@ -222,7 +223,7 @@ def quantize(
     check_model(model)
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     settings = _settings(recipe, given)
-    if settings.resolved().rounding == "learned" and seconds is not None:
+    if settings.resolved().learns and seconds is not None:
         settings, seconds = dataclasses.replace(settings, time=seconds), None
     fixed = _plan(plan, recipe, given)
     inputs = (model, labels, recipe, plan, *(Path(text) for text in (data, test_data) if text not in {None, "random"}))

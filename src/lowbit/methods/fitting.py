@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from lowbit.exceptions import DataError
 from lowbit.graph import digest
 from lowbit.methods.calibrate import Calibration, Watch, calibrate
-from lowbit.methods.checkpoint import Checkpoint
+from lowbit.methods.checkpoint import Checkpoint, learning_folder
 from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.decide import Decision, make_plan, watch_list
 from lowbit.methods.rerounding import first_rounding, roundings, tells
 
 if TYPE_CHECKING:
+    from lowbit.methods.schedules import Learning
     from lowbit.methods.work import Work
     from lowbit.plan.plan import Plan
 
@@ -66,14 +67,17 @@ def with_learned(work: Work, plan: Plan) -> Plan:
     # PyTorch takes a second to load, and nothing else needs it.
     from lowbit.methods.reconstruct import count_blocks, reconstruct
 
-    with work.stages("Learn block by block", count_blocks(work.model, plan, work.target)) as advance:
+    kind: Learning = "adaround" if work.recipe.rounding == "adaround" else "learned"
+    with work.stages("Learn block by block", count_blocks(work.model, plan, work.target, kind)) as advance:
         return reconstruct(
             work.model,
             plan,
             work.target,
             work.calibration_data,
+            kind=kind,
             seconds=work.recipe.time,
             seed=work.recipe.seed,
+            checkpoint=learning_folder(work.checkpoint) if work.checkpoint is not None else None,
             advance=advance,
         ).plan
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lowbit.methods.linear_layers import LinearLayer
     from lowbit.methods.migrate import Reading
+    from lowbit.methods.rerounding import Kind
     from lowbit.methods.second_moments import Moments
     from lowbit.plan.recipe import Recipe, Rounding
     from lowbit.plan.sites import Site
@@ -180,7 +181,7 @@ def _weight_error(
     if rounding != "nearest":
         low, high = placed.code_range()
         limits = CodeLimits(low=int(low), high=int(high))
-        # What is learned afterwards starts from GPTQ.
-        kind = "gptq" if rounding == "learned" else rounding
+        # What is learned afterwards starts from GPTQ; AdaRound from codes that others judge.
+        kind: Kind = "gptq" if rounding in {"gptq", "learned"} else "compensated"
         codes = better_codes(weight, codes, scale, zero_point, moments, limits, kind)
     return float(output_errors(weight, codes, scale, moments, zero_point).sum())

@@ -13,6 +13,7 @@ from lowbit.graph import clean, load_model, save_model
 from lowbit.methods.account import provenance_of, warnings_of
 from lowbit.methods.apply import apply_plan
 from lowbit.methods.calibrate import observed_shapes
+from lowbit.methods.checkpoint import learning_folder, remove_blocks
 from lowbit.methods.classification import default_metric, metric_name
 from lowbit.methods.costs import load_costs, measurable
 from lowbit.methods.fastest import FASTEST_HERE, fastest_here
@@ -74,8 +75,9 @@ def quantize(
         preprocessing: What to do to images.
         recipe: A `Recipe` or the path of a YAML file.
         plan: A saved plan, applied as it is: the same bytes come out.
-        checkpoint: A file that keeps the state of calibration while it runs; the same call continues from it after an
-            interruption. It is deleted when the artifact is done.
+        checkpoint: A file that keeps the state of calibration while it runs; blocks that were learned lie beside it, in
+            a folder of the same name and `.learned`. The same call continues from them after an interruption. They are
+            deleted when the artifact is done.
         metric: Function of the outputs (a list of arrays per sample) and the labels; higher is better. Without one,
             labels of classes give top-1 accuracy.
         costs: A file of costs from `lowbit probe --save`, measured on the device that the model is for; `formulas`
@@ -197,6 +199,7 @@ def quantize(
         )
         if work.checkpoint is not None:
             work.checkpoint.unlink(missing_ok=True)
+            remove_blocks(learning_folder(work.checkpoint))
         histograms = report_histograms(applied, calibration.histograms if calibration is not None else {})
     return Result(
         model=applied.model,

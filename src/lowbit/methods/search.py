@@ -53,7 +53,7 @@ def search(work: Work) -> tuple[Applied, Verification, Calibration | None, Predi
         tried.add(signature)
         calibration = calibrated(work, decision, calibration)
         plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
-        if work.recipe.rounding == "learned" and not learned:
+        if work.recipe.learns and not learned:
             plan, learned = with_learned(work, plan), True
         warnings = (*plan.warnings, *source.warnings, *refusals[-1:])
         plan = dataclasses.replace(plan, warnings=warnings, migrations=work.migrations)

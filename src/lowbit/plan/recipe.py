@@ -33,7 +33,7 @@ Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
 Smooth = Literal["none", "smoothquant", "awq"]
-Rounding = Literal["nearest", "compensated", "gptq", "learned"]
+Rounding = Literal["nearest", "compensated", "gptq", "adaround", "learned"]
 METHODS: tuple[Method, ...] = get_args(Method)
 RULE_METHODS: tuple[str, ...] = (*(method for method in METHODS if method != "best"), "float")
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
@@ -82,8 +82,8 @@ class Recipe:
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
         rounding: `compensated` rounds weights so that their errors cancel at the output, as far as the inputs in
             calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `learned` then
-            restores the float outputs block by block, learning roundings, scales and biases by gradient; `nearest`
-            rounds each to nearest.
+            restores the float outputs block by block, learning roundings, scales and biases by gradient; `adaround`
+            learns layer by layer whether each weight is rounded down or up; `nearest` rounds each to nearest.
         time: Seconds that learning may take; `None` sets no limit.
         equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
         smooth: Whether scales move from activations to the weights that read them: `smoothquant` where activations have
@@ -204,6 +204,11 @@ class Recipe:
         weight_range = "mse" if self.weight_range == "minmax" else self.weight_range
         rounding: Rounding = "learned" if self.rounding == "compensated" else self.rounding
         return dataclasses.replace(self, method="auto", weight_range=weight_range, rounding=rounding)
+
+    @property
+    def learns(self) -> bool:
+        """Whether roundings are learned by gradient."""
+        return self.rounding in {"adaround", "learned"}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, ready for YAML."""
