@@ -84,7 +84,9 @@ def test_a_damaged_file_writes_nothing_and_names_the_tensor(folder, lowbit):
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.parametrize("arguments", [("pack", "none.onnx"), ("unpack", "none.lbz"), ("unpack", "net.onnx", "-o", "x")])
+@pytest.mark.parametrize(
+    "arguments", [("pack", "none.onnx"), ("unpack", "none.lbz"), ("unpack", "net.onnx", "-o", "x")]
+)
 def test_wrong_input_is_one_line(folder, lowbit, arguments):
     done = lowbit(*arguments)
     assert done.status == 2

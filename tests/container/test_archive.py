@@ -67,7 +67,9 @@ def test_every_type_and_shape(dtype: int, shape: tuple[int, ...]) -> None:
 
 
 @settings(max_examples=40)
-@given(st.binary(max_size=300), st.sampled_from([1, 3, 6, 7, 10, 22, 26, 99]), st.lists(st.integers(0, 2**62), max_size=4))
+@given(
+    st.binary(max_size=300), st.sampled_from([1, 3, 6, 7, 10, 22, 26, 99]), st.lists(st.integers(0, 2**62), max_size=4)
+)
 def test_any_bytes_under_any_type_and_shape(content: bytes, dtype: int, dims: list[int]) -> None:
     """What is stored need not fit what is claimed."""
     packed(net(TensorProto(name="w", dims=dims, data_type=dtype, raw_data=content)))
@@ -154,7 +156,9 @@ def test_the_structure_of_a_small_model_is_small() -> None:
     """A 16-layer graph of 4 kB: its protobuf says the same again and again."""
     from lowbit.container.wire import split
 
-    nodes = [helper.make_node("Relu", [f"layer{i}_out"], [f"layer{i + 1}_out"], name=f"/layer{i}/Relu") for i in range(60)]
+    nodes = [
+        helper.make_node("Relu", [f"layer{i}_out"], [f"layer{i + 1}_out"], name=f"/layer{i}/Relu") for i in range(60)
+    ]
     model = helper.make_model(helper.make_graph(nodes, "main_graph", [], [])).SerializeToString()
     assert split(model)[0] == model
     assert len(packed(model)) < len(zlib.compress(model, 9)) * 0.75
