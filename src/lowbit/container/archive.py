@@ -15,7 +15,7 @@ from lowbit.container.dictionary import dictionary
 from lowbit.container.files import locations, pieces
 from lowbit.container.numbers import BITS, layout
 from lowbit.container.payload import Damage
-from lowbit.container.range_coder import code_uniform, decoder, encoder, finish, overrun
+from lowbit.container.range_coder import code_uniform, decoder, encoder, finish
 from lowbit.container.wire import join, read_varint, split, varint, walk
 from lowbit.exceptions import ModelError
 
