@@ -79,8 +79,7 @@ def main() -> None:
                 console.print(f"{name}: not run: {error}")
                 continue
             files.append(case.model)
-            for kind in arguments.formats:
-                files.append(artifact(case, kind, Path(folder)))
+            files += [artifact(case, kind, Path(folder)) for kind in arguments.formats]
         for path in files:
             table.add_row(*row(path, smallest=arguments.smallest))
     console.print(table)
