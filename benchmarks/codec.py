@@ -81,7 +81,9 @@ def main() -> None:
             files.append(case.model)
             files += [artifact(case, kind, Path(folder)) for kind in arguments.formats]
         for path in files:
-            table.add_row(*row(path, smallest=arguments.smallest))
+            cells = row(path, smallest=arguments.smallest)
+            table.add_row(*cells)
+            console.log(*cells)
     console.print(table)
 
 
