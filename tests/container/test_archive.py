@@ -125,11 +125,10 @@ def test_context_beats_the_entropy_of_single_codes() -> None:
 def test_floats_of_few_values_are_coded_as_codes() -> None:
     rng = np.random.default_rng(0)
     levels = np.sort(rng.normal(size=16)).astype(np.float32)
-    weight = levels[rng.integers(0, 16, (100, 120))] * (rng.random((100, 120)) < 0.2).astype(np.float32)
+    weight = levels[rng.integers(0, 16, (500, 600))] * (rng.random((500, 600)) < 0.2).astype(np.float32)
     _, (part,) = pack(net(numpy_helper.from_array(weight, "w")), no_files)
-    assert part.packed < 1.03 * entropy_bytes(weight.view(np.uint32)) + 80
-    _, (part,) = pack(net(numpy_helper.from_array(np.tile(weight, (50, 1)), "w")), no_files)
     assert part.mode.levels
+    assert part.packed < 1.03 * entropy_bytes(weight.view(np.uint32))
 
 
 def test_pruned_floats_take_little_more_than_their_mask_and_what_is_left() -> None:

@@ -15,13 +15,14 @@ from lowbit.container.dictionary import dictionary
 from lowbit.container.files import locations, pieces
 from lowbit.container.numbers import BITS, layout
 from lowbit.container.payload import Damage
-from lowbit.container.range_coder import code_uniform, decoder, encoder, finish, overrun
+from lowbit.container.range_coder import code_uniform, decoder, encoder, finish
 from lowbit.container.wire import join, read_varint, split, varint, walk
 from lowbit.exceptions import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lowbit.container.numbers import Mode
     from lowbit.container.wire import Tensor
 
 __all__ = ["Part", "Unpacked", "pack", "unpack"]
@@ -53,7 +54,7 @@ class Part:
     """
 
     name: str
-    mode: coding.Mode
+    mode: Mode
     bytes: int
     packed: int
 
@@ -153,8 +154,7 @@ def unpack(packed: bytes, label: str = "The file", *, advance: Callable[[], None
 def _read(packed: bytes, label: str, advance: Callable[[], None]) -> tuple[bytes, dict[str, bytes]]:
     try:
         length, position = read_varint(packed, 4)
-        if length > _STRUCTURE_RATIO * len(packed):
-            raise Damage(f"it cannot have {length:,} bytes")
+        _check_length(length, _STRUCTURE_RATIO * len(packed))
         buffer = np.frombuffer(packed[position:-_CHECK], dtype=np.uint8).copy()
         coder = decoder(buffer)
         structure = _code_structure(coder, buffer, np.zeros(length, dtype=np.uint8)).tobytes()
@@ -182,14 +182,18 @@ class _Reader:
 
     def numbers(self, tensor: Tensor, length: int) -> bytes:
         try:
-            if length > _RATIO * len(self.packed):
-                raise Damage(f"it cannot have {length:,} bytes")
+            _check_length(length, _RATIO * len(self.packed))
             data = coding.decode(self.coder, self.buffer, length, layout(tensor.dims))
             coding.code_check(self.coder, self.buffer, data)
         except Damage as error:
             raise _damaged(self.label, f"Tensor {tensor.name!r}", str(error)) from error
         self.advance()
         return data.tobytes()
+
+
+def _check_length(length: int, most: int) -> None:
+    if length > most:
+        raise Damage(f"it cannot have {length:,} bytes")
 
 
 def _code_structure(coder: Ints, buffer: Bytes, structure: Bytes) -> Bytes:

@@ -21,7 +21,7 @@ Bytes = NDArray[np.uint8]
 _CONTEXTS = 9
 _INPUTS = _CONTEXTS + 1
 _NODES = 512
-"""Decisions: 0 the centre or not, 1 the sign, 2 to 9 the length of the distance, 256 to 511 its bits by their prefix."""
+"""Decisions: 0 the centre or not, 1 the sign, 2 to 9 the length of the distance, 256 to 511 its bits by prefix."""
 
 
 @compiled

@@ -43,7 +43,7 @@ class Damage(Exception):  # noqa: N818 - becomes an error where it is known in w
 def check(data: Bytes | bytes) -> tuple[int, int]:
     """Return the check of some bytes, the low end of their CRC-32, and its length in bytes."""
     size = 4 if len(data) >= _LONG_CHECK else 2
-    return zlib.crc32(data) & (1 << 8 * size) - 1, size
+    return zlib.crc32(bytes(data)) & (1 << 8 * size) - 1, size
 
 
 def code_check(coder: Ints, buffer: Bytes, data: Bytes) -> None:

@@ -133,9 +133,7 @@ class _Walk:
     ) -> str:
         """Read what has a length; return what tensors below are called."""
         if tensor is not None and number in _NUMBERS and length >= SMALLEST:
-            self.payloads.append(
-                Payload(tensor=tensor, start=self.position, length=length, bits=_NUMBERS[number])
-            )
+            self.payloads.append(Payload(tensor=tensor, start=self.position, length=length, bits=_NUMBERS[number]))
             if self.whole:
                 self.position += length
                 if self.position > len(self.data):

@@ -105,7 +105,7 @@ def unpack(packed: str | Path, output: str | Path, *, stages: Stages = silent) -
     source, output = Path(packed), Path(output)
     with stages("Unpack", None):
         found = container.unpack(_read(source), str(source))
-    beside = {}
+    beside: dict[Path, bytes] = {}
     for location, data in found.files.items():
         path = output.parent / location
         resolved = path.resolve()
