@@ -13,7 +13,7 @@ import pytest
 import lowbit
 from lowbit.exceptions import DataError, LowbitError, ModelError, RecipeError, TargetError
 from lowbit.graph import digest, load_model, serialize
-from lowbit.methods import quantize as quantize_module
+from lowbit.methods import measuring
 from lowbit.methods.verify import sqnr_db
 from lowbit.plan.verification import Latency, Verification
 from lowbit.runtime.kernels import read_kernels
@@ -86,7 +86,7 @@ def test_by_default_it_decides_by_cost(parse: Callable, noise: Callable) -> None
 
 def fake_speeds(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> list[str]:
     """Let every plan run at the speed of its method; return the methods in the order they were tried."""
-    real = quantize_module.verify
+    real = measuring.verify
     tried: list[str] = []
 
     def latency(speedup: float) -> Latency:
@@ -105,8 +105,8 @@ def fake_speeds(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> li
         tried.append(method)
         return dataclasses.replace(real(**{**arguments, "seconds": 0.0}), latency=latency(speeds[method]))
 
-    monkeypatch.setattr(quantize_module, "verify", verify)
-    monkeypatch.setattr(quantize_module, "compare_latency", lambda *_, **__: latency(0.5))
+    monkeypatch.setattr(measuring, "verify", verify)
+    monkeypatch.setattr(measuring, "compare_latency", lambda *_, **__: latency(0.5))
     return tried
 
 

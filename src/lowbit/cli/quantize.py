@@ -176,7 +176,7 @@ _DECIDED = (
     type=DURATION,
     metavar="DURATION",
     help="How long latency is measured, 0 leaves it out; with `--method best` or `--rounding learned`, how long "
-    "learning may take, e.g. 5m.  [2; learning: no limit]",
+    "remedies and learning may take, e.g. 5m.  [2; learning: no limit]",
 )
 @option(_RUN, "--measure", type=DURATION, metavar="DURATION", help="How long latency is measured, in any case.  [2]")
 @option(

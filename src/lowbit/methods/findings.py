@@ -21,6 +21,7 @@ from lowbit.plan.sites import Site, find_sites
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import onnx
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from lowbit.methods.result import Result
     from lowbit.methods.stages import Stages
+    from lowbit.plan.diagnosis import Remedy
     from lowbit.plan.recipe import Recipe
     from lowbit.plan.verification import Verification
     from lowbit.runtime.session import Feed
@@ -53,11 +55,13 @@ class Findings:
         causes: What is suspicious about the data.
         layers: The quantized layers, loudest first.
         repaired: The remedies that were tried, and the recipe that is left.
+        build_seconds: How long one artifact took to build and to judge.
     """
 
     causes: tuple[Cause, ...]
     layers: tuple[DiagnosedLayer, ...]
     repaired: Repaired
+    build_seconds: float
 
 
 def findings(
@@ -67,6 +71,8 @@ def findings(
     recipe: Recipe,
     seconds: float,
     stages: Stages,
+    *,
+    admitted: Callable[[Remedy], bool] = lambda _: True,
 ) -> Findings:
     """Diagnose on calibration samples, and try remedies.
 
@@ -77,6 +83,7 @@ def findings(
         recipe: What to start from.
         seconds: About how long all may take, the build of the repaired artifact included.
         stages: Shows progress.
+        admitted: Which remedies may be tried.
 
     Raises:
         LowbitError: The model cannot be quantized as the recipe says.
@@ -103,12 +110,12 @@ def findings(
     repaired = repair(
         recipe,
         _score(first),
-        remedies(recipe, find_target(recipe.target), layers, sites),
+        tuple(filter(admitted, remedies(recipe, find_target(recipe.target), layers, sites))),
         score,
         seconds=max(seconds - (time.monotonic() - started), 0.0),
         each=each,
     )
-    return Findings(causes=causes, layers=layers, repaired=repaired)
+    return Findings(causes=causes, layers=layers, repaired=repaired, build_seconds=each)
 
 
 def _looked_at(
