@@ -70,8 +70,10 @@ def find_rotations(
             if not measured:
                 notes.append(f"{tensor} not rotated: what its layers read is always zero, or too deep to measure")
                 continue
-            # Each layer counts by its share of its own output, of which the rotation keeps the power.
-            shares = [float(np.mean([table[name] for name in measured])) for table in (before, after)]
+            # Each layer counts by its share of the float output as it was: shifts that move into biases change the power.
+            shares = [
+                float(np.mean([table[name][0] / before[name][1] for name in measured])) for table in (before, after)
+            ]
             text = f"output error {100 * np.sqrt(shares[0]):.2g} % -> {100 * np.sqrt(shares[1]):.2g} %"
             if shares[1] >= shares[0] * _WORTH[kind] ** 2:
                 notes.append(f"{tensor} not rotated ({kind}): it does not help: {text}")
@@ -109,8 +111,8 @@ def _rotated_already(value: ir.Value) -> bool:
 
 def _errors(
     model: ir.Model, names: Sequence[str], recipe: Recipe, target: Target, samples: Sequence[Feed]
-) -> dict[str, float]:
-    """Return the expected squared error of each layer's outputs as a share of their power."""
+) -> dict[str, tuple[float, float]]:
+    """Return the expected squared error of each layer's outputs, and their power."""
     sites = {site.path: site for site in find_sites(model, target)}
     chosen = []
     for name in names:
@@ -118,11 +120,11 @@ def _errors(
         if isinstance(layer, LinearLayer) and layer.inputs <= _DEEPEST and sites[name].op_type in {"MatMul", "Gemm"}:
             chosen.append((layer, sites[name]))
     moments = moments_in_two(model, [site for _, site in chosen], samples, samples=_SAMPLES, seed=recipe.seed)
-    result = {}
+    result: dict[str, tuple[float, float]] = {}
     for layer, site in chosen:
         seen = moments.pop(site.path, None)
         if seen is not None:
             error, power = layer_error(layer, seen, recipe, target)
             if power > 0:
-                result[layer.name] = error / power
+                result[layer.name] = error, power
     return result
