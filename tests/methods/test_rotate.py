@@ -62,6 +62,10 @@ def outliers(proto: onnx.ModelProto, factor: float = 60.0) -> onnx.ModelProto:
             array[..., 3] *= factor
         if tensor.name in {"wq", "wk", "wv", "wf", "wh"}:
             array[3] /= factor
+        if tensor.name[:2] == "wn":
+            array[:] = 1
+        if tensor.name[:2] == "bn":
+            array *= 0.05
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     return proto
 

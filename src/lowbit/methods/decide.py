@@ -186,7 +186,9 @@ def with_granularity(text: str, *, weight_only: bool) -> str:
     fmt = parse_format(text)
     if fmt.element.kind == "float" and fmt.element.bits == 16:
         return text
-    granularity = "block=32" if weight_only and fmt.element.bits <= _FEW_BITS and not fmt.element.learned else "per-channel"
+    granularity = (
+        "block=32" if weight_only and fmt.element.bits <= _FEW_BITS and not fmt.element.learned else "per-channel"
+    )
     return ":".join([name, granularity, *words])
 
 

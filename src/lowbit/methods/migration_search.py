@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.formats import Format, PerBlock, PerChannel, PerTensor, choose_parameters, dequantize, parse_format, quantize
+from lowbit.formats import (
+    Format,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    choose_parameters,
+    dequantize,
+    parse_format,
+    quantize,
+)
 from lowbit.methods.decide import with_granularity
 from lowbit.methods.migrate import absorber, readings
 from lowbit.methods.rerounding import better_codes

@@ -189,8 +189,6 @@ class _Walk:
         if output.is_graph_output() or not uses or not linear or any(each.uses() for each in node.outputs[1:]):
             others = sorted({each.op_type for each, at in uses if not (is_op(each, "MatMul", "Gemm") and at == 0)})
             why = f"{' and '.join(others)} read it" if others else "the model returns it"
-            raise _Refused(
-                f"{why} behind LayerNormalization {node.name}, whose factors belong to single channels"
-            )
+            raise _Refused(f"{why} behind LayerNormalization {node.name}, whose factors belong to single channels")
         layers = tuple(self._layer(each) for each, _ in uses)
         return Norm(node=node, layers=layers)

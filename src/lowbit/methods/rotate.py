@@ -87,7 +87,7 @@ def _between(first: LinearLayer) -> Between | None:
         if is_op(node, "Reshape") and not mixed and heads == 1 and len(after) == len(before) + 1:
             if not all(isinstance(size, int) for size in after[-2:]) or after[-2] * after[-1] != first.channels:
                 return None
-            heads, order = after[-2], list(range(len(after)))
+            heads, order = int(after[-2]), list(range(len(after)))
         elif is_op(node, "Transpose") and order is not None:
             permutation = list(node.attributes["perm"].as_ints())
             if permutation[-1] != len(permutation) - 1:
@@ -179,7 +179,7 @@ def _plain(model: ir.Model, node: ir.Node, layers: Sequence[LinearLayer]) -> Non
 
 def _rotate_between(pair: Between, seed: int) -> None:
     size = pair.first.channels // pair.heads
-    R = np.kron(np.eye(pair.heads), hadamard_rotation(size, seed=seed))
+    R = np.kron(np.eye(pair.heads), hadamard_rotation(size, seed=seed)).astype(np.float64)
     _rotate_outputs(pair.first, R)
     _rotate_inputs(pair.second, R)
     pair.first.store()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find_rotations"]
 
+Kind = Literal["stream", "layers", "matmul"]
 _SAMPLES = 32
 _DEEPEST = 4096
 # What is added to the graph has to be worth its time.
@@ -51,15 +52,13 @@ def find_rotations(
     notes: list[str] = []
     current = model
     samples = [feed for _, feed in zip(range(_SAMPLES), feeds, strict=False)]
-    kinds = ("stream", "layers", "matmul") if recipe.rotate == "online" else ("stream", "layers")
+    kinds: tuple[Kind, ...] = ("stream", "layers", "matmul") if recipe.rotate == "online" else ("stream", "layers")
     for kind in kinds:
         candidates, refusals = _candidates(current, kind)
         notes += [f"residual stream {name} not rotated: {why}" for name, why in refusals.items()]
         if not candidates:
             continue
-        plans = {
-            tensor: RotationPlan(tensor=tensor, kind=kind, seed=recipe.seed, reason="") for tensor in candidates
-        }
+        plans = {tensor: RotationPlan(tensor=tensor, kind=kind, seed=recipe.seed, reason="") for tensor in candidates}
         rotated = apply_rotations(current, list(plans.values()))
         names = sorted({name for layers in candidates.values() for name in layers})
         before = _errors(current, names, recipe, target, samples)

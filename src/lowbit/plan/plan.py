@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 from lowbit.exceptions import RecipeError
 
-__all__ = ["EXECUTIONS", "PLAN_VERSION", "ActivationPlan", "Execution", "MigrationPlan", "Plan", "RotationPlan", "SitePlan"]
+__all__ = [
+    "EXECUTIONS",
+    "PLAN_VERSION",
+    "ActivationPlan",
+    "Execution",
+    "MigrationPlan",
+    "Plan",
+    "RotationPlan",
+    "SitePlan",
+]
 
 PLAN_VERSION = 1
 
