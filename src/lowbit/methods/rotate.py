@@ -1,7 +1,7 @@
 """Rotations of a float model, which computes the same: of its residual stream, between layers, or by a MatMul.
 
-`x W = (x R) (Rᵀ W)` for every orthogonal `R`. What writes `x` takes `R`, what reads it `Rᵀ`, so that nothing is added to
-the graph (QuaRot, Ashkboos et al., 2024; QuIP#, Tseng et al., 2024; SpinQuant, Liu et al., 2024). Where nothing linear
+`x W = (x R) (Rᵀ W)` for every orthogonal `R`. What writes `x` takes `R`, what reads it `Rᵀ`, so that nothing is added
+to the graph (QuaRot, Ashkboos et al., 2024; QuIP#, Tseng et al., 2024; SpinQuant, Liu et al., 2024). Where nothing linear
 writes it, only a MatMul in front of the readers does.
 """
 
@@ -87,7 +87,7 @@ def _between(first: LinearLayer) -> Between | None:
         if is_op(node, "Reshape") and not mixed and heads == 1 and len(after) == len(before) + 1:
             if not all(isinstance(size, int) for size in after[-2:]) or after[-2] * after[-1] != first.channels:
                 return None
-            heads, order = int(after[-2]), list(range(len(after)))
+            heads, order = first.channels // int(str(after[-1])), list(range(len(after)))
         elif is_op(node, "Transpose") and order is not None:
             permutation = list(node.attributes["perm"].as_ints())
             if permutation[-1] != len(permutation) - 1:

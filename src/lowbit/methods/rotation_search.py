@@ -1,4 +1,4 @@
-"""Which rotations of a model pay: every one is tried on calibration samples, and undone where errors do not become less."""
+"""Which rotations of a model pay: each is tried on calibration samples, and undone where errors do not become less."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def find_rotations(
             if not measured:
                 notes.append(f"{tensor} not rotated: what its layers read is always zero, or too deep to measure")
                 continue
-            # Each layer counts by its share of the float output as it was: shifts that move into biases change the power.
+            # As shares of the float output as it was: shifts that move into biases change the power.
             shares = [
                 float(np.mean([table[name][0] / before[name][1] for name in measured])) for table in (before, after)
             ]

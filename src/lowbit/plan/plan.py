@@ -117,8 +117,8 @@ class RotationPlan:
 
     Attributes:
         tensor: Name of the tensor in the cleaned model; of a residual stream, its first one that is normalized.
-        kind: `stream` (a residual stream with all its writers and readers), `layers` (from one linear layer to the next,
-            head by head) or `matmul` (a MatMul is added in front of the readers).
+        kind: `stream` (a residual stream with all its writers and readers), `layers` (from one linear layer to the
+            next, head by head) or `matmul` (a MatMul is added in front of the readers).
         seed: Seed of the rotation's signs.
         reason: What it gains, in words.
     """

@@ -1,8 +1,8 @@
 """Rounding to levels that are not evenly spaced so that errors cancel at the output: GPTQ and descent for codebooks.
 
 What `gptq` and `compensated` do on a grid, for codes that are indices of levels. GPTQ (Frantar et al., 2022) asks of a
-format only which level is nearest; coordinate descent has its optimum there too, because the error is a parabola in every
-single weight. Symbols are those of `lowbit.rounding.gptq`.
+format only which level is nearest; coordinate descent has its optimum there too, because the error is a parabola in
+every single weight. Symbols are those of `lowbit.rounding.gptq`.
 """
 
 from __future__ import annotations

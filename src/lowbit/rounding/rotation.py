@@ -46,7 +46,8 @@ def hadamard_rotation(channels: int, *, seed: int = 0) -> NDArray[np.float64]:
 def mean_keeping_rotation(channels: int, *, seed: int = 0) -> NDArray[np.float64]:
     """Return a Hadamard rotation that keeps the mean of the channels, so that a LayerNormalization commutes with it.
 
-    It is `hadamard_rotation`, followed by the reflection (Householder, 1958) that takes the image of the vector of ones back.
+    It is `hadamard_rotation`, followed by the reflection (Householder, 1958) that takes the image of the vector of
+    ones back.
 
     Args:
         channels: How many channels there are.
