@@ -1,8 +1,8 @@
 """Rotations of a float model, which computes the same: of its residual stream, between layers, or by a MatMul.
 
-`x W = (x R) (Rᵀ W)` for every orthogonal `R`. What writes `x` takes `R`, what reads it `Rᵀ`, and nothing is added to the
-graph (QuaRot, Ashkboos et al., 2024; QuIP#, Tseng et al., 2024; SpinQuant, Liu et al., 2024). Where nothing linear writes
-it, only a MatMul in front of the readers does.
+`x W = (x R) (Rᵀ W)` for every orthogonal `R`. What writes `x` takes `R`, what reads it `Rᵀ`; nothing is added to the
+graph (QuaRot, Ashkboos et al., 2024; QuIP#, Tseng et al., 2024; SpinQuant, Liu et al., 2024). Where nothing linear
+writes it, only a MatMul in front of the readers does.
 """
 
 from __future__ import annotations
