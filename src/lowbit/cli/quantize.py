@@ -37,6 +37,7 @@ _DECIDED = (
     "weight_range",
     "rounding",
     "equalize",
+    "rotate",
     "smooth",
     "outliers",
     "low_rank",
@@ -102,6 +103,12 @@ _DECIDED = (
     help="How weights are rounded; each is slower and better than the one before.  [compensated]",
 )
 @option(_HOW, "--equalize", is_flag=True, default=None, help="Make the ranges of neighbouring layers' channels alike.")
+@option(
+    _HOW,
+    "--rotate",
+    metavar="none|offline|online",
+    help="Rotate channels so that outliers spread over all; `online` may add MatMuls.  [none]",
+)
 @option(
     _HOW,
     "--smooth",

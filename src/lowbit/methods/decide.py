@@ -178,7 +178,7 @@ def with_granularity(text: str, *, weight_only: bool) -> str:
     """Return a weight format with its granularity spelled out.
 
     Without one, weights get a scale per output channel; 4 bits and fewer under float activations a scale per block of
-    32, which is what makes them usable.
+    32, which is what makes them usable. Learned levels fit a channel without any blocks.
     """
     name, *words = text.split(":")
     if any(word in {"per-tensor", "per-channel"} or word.startswith("block=") for word in words):
@@ -186,7 +186,9 @@ def with_granularity(text: str, *, weight_only: bool) -> str:
     fmt = parse_format(text)
     if fmt.element.kind == "float" and fmt.element.bits == 16:
         return text
-    granularity = "block=32" if weight_only and fmt.element.bits <= _FEW_BITS else "per-channel"
+    granularity = (
+        "block=32" if weight_only and fmt.element.bits <= _FEW_BITS and not fmt.element.learned else "per-channel"
+    )
     return ":".join([name, granularity, *words])
 
 

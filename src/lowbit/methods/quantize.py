@@ -20,9 +20,11 @@ from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.measuring import accounted, elsewhere_of, verified
 from lowbit.methods.migration_search import find_migrations
-from lowbit.methods.prepare import Prepared, migrated, prepare, prepared_for
+from lowbit.methods.prepare import Prepared, migrated, prepare, prepared_for, rotated
 from lowbit.methods.rerounding import tells
 from lowbit.methods.result import Result
+from lowbit.methods.rotate import INSERTED
+from lowbit.methods.rotation_search import find_rotations
 from lowbit.methods.samples import calibration_and_test
 from lowbit.methods.search import search
 from lowbit.methods.stages import Stages, silent
@@ -159,6 +161,9 @@ def quantize(
         else:
             prepared = Prepared(model=prepared_for(cleaned.model, fixed))
         sites = find_sites(prepared.model, target)
+        inserted = tuple(f"{each.tensor}{INSERTED}" for each in prepared.rotations if each.kind == "matmul")
+        # A rotation in codes would bring back the outliers' error.
+        settings = dataclasses.replace(settings, exclude=(*settings.exclude, *inserted))
         feed = next(iter(tests))
         timing_feed = batched(feed, input_specs(cleaned.model), batch)
         here = measurable(target)
@@ -166,6 +171,7 @@ def quantize(
         work = Work(
             model=prepared.model,
             migrations=prepared.migrations,
+            rotations=prepared.rotations,
             sites=sites,
             recipe=settings,
             target=target,
@@ -216,6 +222,11 @@ def _prepared(cleaned: ir.Model, recipe: Recipe, target: Target, data: Dataset |
     """Return the float model that plans are made for: equalized, and with scales moved, as far as is asked for."""
     with stages("Prepare the model", None):
         prepared = prepare(cleaned, recipe)
+        if recipe.rotate != "none":
+            if data is None or not tells(data):
+                prepared = rotated(prepared, (), ("nothing rotated: whether it helps is measured on calibration data",))
+            else:
+                prepared = rotated(prepared, *find_rotations(prepared.model, recipe, target, data))
         if recipe.smooth == "none":
             return prepared
         if data is None or not tells(data):
