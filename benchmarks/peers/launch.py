@@ -32,6 +32,8 @@ class Peer:
         script: Module in `benchmarks.peers`.
         options: Command line options of the script.
         own_interpreter: Whether it runs in the interpreter of the peers and not in ours.
+        environment: Name of that interpreter's folder in the cache, for tools whose requirements exclude each other.
+        suffix: Ending of the file that it writes; `.xml` is OpenVINO's own format.
         deterministic: Whether to run it twice and compare the files.
         tells_architecture: Whether transformers are announced with `--transformer`.
     """
@@ -39,6 +41,8 @@ class Peer:
     script: str
     options: tuple[str, ...] = ()
     own_interpreter: bool = True
+    environment: str = "peers"
+    suffix: str = ".onnx"
     deterministic: bool = False
     tells_architecture: bool = False
 
