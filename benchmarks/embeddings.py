@@ -2,7 +2,7 @@
 
 The mean cosine between the embeddings of the float and of the compressed model, over the test sentences of the case,
 with the size of the file and the seconds that quantizing took. All weights are stored in 4 bits, the embedding tables
-too, so that the files are of one size.
+too, so that the files are of one size. "dynamic int8" is 8-bit weights under 8-bit activations with ranges of run time.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ LOWBIT: dict[str, dict[str, str]] = {
     "lowbit awq + gptq": {"rounding": "gptq", "smooth": "awq"},
     "lowbit gptq, mse ranges": {"rounding": "gptq", "weight_range": "mse"},
     "lowbit awq + gptq, mse ranges": {"rounding": "gptq", "weight_range": "mse", "smooth": "awq"},
+}
+DYNAMIC: dict[str, dict[str, str]] = {
+    "lowbit dynamic int8": {"weights": "int8:per-channel"},
+    "lowbit dynamic int8, mse ranges": {"weights": "int8:per-channel", "weight_range": "mse"},
 }
 PEERS = ("onnxruntime nearest", "onnxruntime hqq", "onnxruntime k-quant", "onnxruntime gptq")
 
@@ -75,6 +79,14 @@ def with_lowbit(case: Case, path: Path, options: dict[str, str]) -> None:
         weights=f"int4:block={_BLOCK}",
         measure_seconds=0,
         **options,
+    )
+    result.save(path)
+
+
+def with_dynamic(case: Case, path: Path, options: dict[str, str]) -> None:
+    """Quantize with lowbit: 8-bit weights, ranges of 8-bit activations found at run time."""
+    result = lowbit.quantize(
+        case.model, data=case.calibration, test_data=case.test[:2], method="dynamic", measure_seconds=0, **options
     )
     result.save(path)
 
@@ -136,18 +148,19 @@ def measure(case: Case, reference: Array, name: str, quantize: Callable[[Path], 
 def main() -> None:
     """Quantize in all ways and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=[*LOWBIT, *PEERS], default=[*LOWBIT, *PEERS], metavar="NAME")
+    everything = [*LOWBIT, *DYNAMIC, *PEERS]
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="NAME")
     arguments = parser.parse_args()
     case = load_case("minilm")
     reference = np.concatenate([sample[0] for sample in run_all(open_session(case.model), case.test)])
     table = Table("", "mean cosine", "lowest", case.metric_name, "MB", "seconds")
     for name in arguments.only:
-        options = LOWBIT.get(name)
-        run = (
-            partial(with_lowbit, case, options=options)
-            if options is not None
-            else partial(with_onnxruntime, case, algorithm=name.split(" ", 1)[1])
-        )
+        if name in LOWBIT:
+            run = partial(with_lowbit, case, options=LOWBIT[name])
+        elif name in DYNAMIC:
+            run = partial(with_dynamic, case, options=DYNAMIC[name])
+        else:
+            run = partial(with_onnxruntime, case, algorithm=name.split(" ", 1)[1])
         row = measure(case, reference, name, run)
         figures = [f"{row.cosine:.4f}", f"{row.worst:.4f}", f"{row.score:.4f}", f"{row.megabytes:.1f}"]
         shown = ["fails", escape(row.error[:80])] if row.error else [*figures, f"{row.seconds:.0f}"]

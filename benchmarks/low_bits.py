@@ -160,12 +160,17 @@ def merged(rows: list[Row], row: Row) -> list[Row]:
     key = (row.case, row.bits, row.method)
     return sorted(
         [other for other in rows if (other.case, other.bits, other.method) != key] + [row],
-        key=lambda each: (each.case, list(_FORMATS).index(each.bits), not each.method.startswith("lowbit"), each.method),
+        key=lambda each: (
+            each.case,
+            list(_FORMATS).index(each.bits),
+            not each.method.startswith("lowbit"),
+            each.method,
+        ),
     )
 
 
 def show(rows: list[Row], console: Console) -> None:
-    """Print the table, and lowbit's best score beside that of the best tool that stores as many weights in as few bits."""
+    """Print the table, and lowbit's best score beside that of the best tool that stores as many weights so small."""
     table = Table("model", "bits", "method", "score", "lost", "dB", "kernels", "weights", "size", "seconds", "engine")
     for row in rows:
         if row.error:

@@ -1,4 +1,4 @@
-"""How much of a model's weights a file really stores in few bits: a tool that leaves layers alone keeps their accuracy."""
+"""What share of a model's weights a file stores in few bits: a tool that leaves layers alone keeps their accuracy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def stored_share(artifact: Path, weights: int, *, bits: int) -> float:
 
 def file_size(artifact: Path) -> int:
     """Return the bytes of a file and of those with its weights beside it."""
-    beside = [artifact.with_suffix(".bin")] if artifact.suffix == ".xml" else artifact.parent.glob(f"{artifact.name}*data")
+    beside = (
+        [artifact.with_suffix(".bin")] if artifact.suffix == ".xml" else artifact.parent.glob(f"{artifact.name}*data")
+    )
     return artifact.stat().st_size + sum(file.stat().st_size for file in beside)
 
 
@@ -63,7 +65,7 @@ def _in_onnx(artifact: Path, bits: int) -> int:
 
 def _in_openvino(artifact: Path, bits: int) -> int:
     count = 0
-    for layer in ET.parse(artifact).getroot().iter("layer"):  # noqa: S314 - written by the tool that we have just run
+    for layer in ET.parse(artifact).getroot().iter("layer"):
         data = layer.find("data")
         if layer.get("type") == "Const" and data is not None:
             shape = [int(size) for size in (data.get("shape") or "").split(",") if size.strip()]
