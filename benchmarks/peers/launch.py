@@ -104,7 +104,7 @@ def launch(
         raise LaunchError(f"not done after {timeout:.0f} s") from error
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else ""
+        reason = " ".join(lines[-1].split()) if lines else ""
         raise LaunchError(f"exit {done.returncode}: {reason}"[:200])
     if not output.exists():
         raise LaunchError("it reported success and wrote nothing")
