@@ -74,7 +74,7 @@ def with_lowbit(case: Case, path: Path, options: dict[str, str]) -> None:
     result = lowbit.quantize(
         case.model,
         data=case.calibration,
-        test_data=case.test[:2],
+        test_data=case.selection[:2],
         method="weight-only",
         weights=f"int4:block={_BLOCK}",
         measure_seconds=0,
@@ -86,7 +86,7 @@ def with_lowbit(case: Case, path: Path, options: dict[str, str]) -> None:
 def with_dynamic(case: Case, path: Path, options: dict[str, str]) -> None:
     """Quantize with lowbit: 8-bit weights, ranges of 8-bit activations found at run time."""
     result = lowbit.quantize(
-        case.model, data=case.calibration, test_data=case.test[:2], method="dynamic", measure_seconds=0, **options
+        case.model, data=case.calibration, test_data=case.selection[:2], method="dynamic", measure_seconds=0, **options
     )
     result.save(path)
 
@@ -121,15 +121,15 @@ def with_onnxruntime(case: Case, path: Path, algorithm: str) -> None:
     quantizer.model.save_model_to_file(str(path), use_external_data_format=False)
 
 
-def measure(case: Case, reference: Array, name: str, quantize: Callable[[Path], None]) -> Row:
-    """Quantize and compare the embeddings."""
+def measure(case: Case, reference: Array, name: str, quantize: Callable[[Path], None], *, select: bool) -> Row:
+    """Quantize and compare the embeddings of the test sentences or, to select, of those for choosing."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         start = time.perf_counter()
         try:
             quantize(path)
             seconds = time.perf_counter() - start
-            outputs = run_all(open_session(path), case.test)
+            outputs = run_all(open_session(path), case.selection if select else case.test)
         except Exception as error:  # noqa: BLE001 - what a peer cannot do is a row of the table
             return Row(name=name, error=f"{type(error).__name__}: {error}")
         found = np.concatenate([sample[0] for sample in outputs])
@@ -139,7 +139,7 @@ def measure(case: Case, reference: Array, name: str, quantize: Callable[[Path], 
             name=name,
             cosine=float(cosines.mean()),
             worst=float(cosines.min()),
-            score=case.metric(outputs),
+            score=float("nan") if select else case.metric(outputs),
             megabytes=path.stat().st_size / 1e6,
             seconds=seconds,
         )
@@ -150,9 +150,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     everything = [*LOWBIT, *DYNAMIC, *PEERS]
     parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="NAME")
+    parser.add_argument(
+        "--select", action="store_true", help="compare on sentences for choosing a method, which no test uses"
+    )
     arguments = parser.parse_args()
     case = load_case("minilm")
-    reference = np.concatenate([sample[0] for sample in run_all(open_session(case.model), case.test)])
+    sentences = case.selection if arguments.select else case.test
+    reference = np.concatenate([sample[0] for sample in run_all(open_session(case.model), sentences)])
     table = Table("", "mean cosine", "lowest", case.metric_name, "MB", "seconds")
     for name in arguments.only:
         if name in LOWBIT:
@@ -161,7 +165,7 @@ def main() -> None:
             run = partial(with_dynamic, case, options=DYNAMIC[name])
         else:
             run = partial(with_onnxruntime, case, algorithm=name.split(" ", 1)[1])
-        row = measure(case, reference, name, run)
+        row = measure(case, reference, name, run, select=arguments.select)
         figures = [f"{row.cosine:.4f}", f"{row.worst:.4f}", f"{row.score:.4f}", f"{row.megabytes:.1f}"]
         shown = ["fails", escape(row.error[:80])] if row.error else [*figures, f"{row.seconds:.0f}"]
         table.add_row(name, *shown)
