@@ -41,7 +41,12 @@ LOWBIT: dict[str, dict[str, str]] = {
 }
 DYNAMIC: dict[str, dict[str, str]] = {
     "lowbit dynamic int8": {"weights": "int8:per-channel"},
-    "lowbit dynamic int8, mse ranges": {"weights": "int8:per-channel", "weight_range": "mse"},
+    "lowbit dynamic int8, smoothquant": {"weights": "int8:per-channel", "smooth": "smoothquant"},
+    "lowbit dynamic int8, smoothquant + gptq": {
+        "weights": "int8:per-channel",
+        "smooth": "smoothquant",
+        "rounding": "gptq",
+    },
 }
 PEERS = ("onnxruntime nearest", "onnxruntime hqq", "onnxruntime k-quant", "onnxruntime gptq")
 
