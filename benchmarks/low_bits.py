@@ -174,7 +174,7 @@ def show(rows: list[Row], console: Console) -> None:
     table = Table("model", "bits", "method", "score", "lost", "dB", "kernels", "weights", "size", "seconds", "engine")
     for row in rows:
         if row.error:
-            table.add_row(row.case, row.bits, row.method, "–", *[""] * 6, escape(row.error))
+            table.add_row(row.case, row.bits, row.method, "none")
             continue
         table.add_row(
             row.case,
@@ -190,6 +190,9 @@ def show(rows: list[Row], console: Console) -> None:
             row.engine,
         )
     console.print(table)
+    for row in rows:
+        if row.error:
+            console.print(f"{row.case} {row.bits}, {row.method}: {escape(row.error)}")
     for case, bits in dict.fromkeys((row.case, row.bits) for row in rows):
         here = [r for r in rows if (r.case, r.bits) == (case, bits) and not r.error and r.share >= _COMPARABLE]
         ours = [row for row in here if row.method in _METHODS]
