@@ -2,8 +2,8 @@
 
 Runs in an interpreter of its own, with `tensorflow-cpu`, `tf_keras`, `tensorflow-model-optimization` and `tf2onnx`, and
 follows the toolkit's guides: `prune_low_magnitude` with `PolynomialDecay`, `cluster_weights` (with
-`preserve_sparsity` after pruning), `strip_*`, then `TFLiteConverter`. Writes the float network as ONNX too, for lowbit to
-start from.
+`preserve_sparsity` after pruning), `strip_*`, then `TFLiteConverter`. Writes the float network
+as ONNX too, for lowbit to start from.
 """
 
 from __future__ import annotations

@@ -428,6 +428,31 @@ def test_an_artifact_carries_its_plan(parse: Callable, noise: Callable, tmp_path
     assert plan.activations == result.plan.activations
 
 
+def test_weights_of_two_bits_run_through_dequantization_and_the_report_says_so(
+    parse: Callable, noise: Callable, tmp_path: Path
+) -> None:
+    proto = parse(
+        "g (float[1,8,9,9] x, float[64,8,3,3] w1, float[64,64,3,3] w2) => (float[1,64,9,9] y) "
+        "{ c = Conv<pads=[1,1,1,1]>(x, w1)\n r = Relu(c)\n y = Conv<pads=[1,1,1,1]>(r, w2) }"
+    )
+    feeds = noise(proto, count=10)
+    result = run(proto, feeds, weights="int2:per-channel", activations="none")
+    assert result.verification.integer_kernels == 0
+    tensors = {value.name: value.const_value for value in result.model.graph.initializers.values()}
+    packed = [tensor for tensor in tensors.values() if tensor.dtype.name == "INT2"]
+    assert [len(tensor.tobytes()) * 4 for tensor in packed] == [64 * 8 * 9, 64 * 64 * 9]
+    assert "dequantization" in str(result)
+    path = tmp_path / "small.onnx"
+    result.save(path)
+    size = path.stat().st_size
+    assert size < proto.ByteSize() / 8
+    assert f"{proto.ByteSize() / size:.1f}" in str(result)
+    # Two bits are four levels: some of the output is left, and the file on disk computes it.
+    assert 0 < compare(proto, result, feeds) < 20
+    saved, memory = (open_session(model, threads=1).run(feeds[0])[0] for model in (path, serialize(result.model)))
+    assert np.array_equal(saved, memory)
+
+
 @pytest.mark.parametrize(
     ("weights", "stored"), [("int2", "INT2"), ("int3", "INT4"), ("int4", "INT4"), ("int6", "INT8")]
 )
