@@ -231,7 +231,7 @@ def test_a_graph_for_one_sample_takes_batches(parse: Callable, data: dict[str, A
     flat = parse("""g (float[1,3,12,12] x, float[8,3,3,3] w1, float[8] b1) => (float[1,8,12,12] y) {
         c = Conv<pads=[1,1,1,1]>(x, w1, b1)
         wide = Constant<value_ints=[8, -1]>()  f = Reshape(c, wide)
-        m = ReduceMax<keepdims=1>(f)  d = Sub(c, m)
+        m = ReduceMean<keepdims=1>(f)  d = Sub(c, m)
         y = Relu(d)
     }""")
     for proto, alone in ((shuffle, False), (flat, True)):
