@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
+    from lowbit.training.gradual import GradualPruning
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
     "Distillation",
+    "GradualPruning",
     "LowbitError",
     "Plan",
     "Preprocessing",
@@ -58,6 +60,7 @@ __all__ = [
 _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
     "Distillation": "lowbit.methods.qat",
+    "GradualPruning": "lowbit.training.gradual",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
     "Recipe": "lowbit.plan.recipe",
