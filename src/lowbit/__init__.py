@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
-    from lowbit.training.gradual import GradualMagnitude
+    from lowbit.training.gradual import GradualMagnitude, GradualPruning
 
 __version__ = "0.1.0"
 
@@ -38,6 +38,7 @@ __all__ = [
     "Diagnosis",
     "Distillation",
     "GradualMagnitude",
+    "GradualPruning",
     "LowbitError",
     "Plan",
     "Preprocessing",
@@ -67,6 +68,7 @@ _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
     "Distillation": "lowbit.methods.qat",
     "GradualMagnitude": "lowbit.training.gradual",
+    "GradualPruning": "lowbit.training.gradual",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
     "Pruning": "lowbit.methods.prune",

@@ -226,15 +226,13 @@ def test_only_hurt_layers_learn(learned: onnx.ModelProto, data: dict[str, Any]) 
 
 
 def test_masks_grow_on_the_way(learned: onnx.ModelProto, data: dict[str, Any]) -> None:
-    def pruned(step: int, steps: int, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        share = 0.5 * (1 - (1 - min(step / (0.6 * steps), 1.0)) ** 3)
-        found = {}
-        for name, weight in weights.items():
-            count = int(share * weight.numel())
-            if count:
-                found[name] = (weight.abs() > weight.abs().flatten().kthvalue(count).values).float()
-        return found
-
+    pruned = lowbit.GradualPruning(amount=0.5, end=0.6, every=3)
+    shares = [pruned.share(step, 100) for step in range(100)]
+    assert shares == sorted(shares)
+    assert shares[30] == pytest.approx(0.5 * (1 - 0.5**3))
+    assert shares[60] == shares[99] == 0.5
+    with pytest.raises(RecipeError, match=r"the amount to prune is 1\.5"):
+        lowbit.GradualPruning(amount=1.5)
     trained = lowbit.qat(learned, data, epochs=20, masks=pruned, validation=data, **QUICK)
     assert trained.module.sparsity() == pytest.approx(0.5, abs=0.02)
     for weight in trained.module.weights.values():
@@ -276,3 +274,18 @@ def test_batches_take_what_loaders_give(net: onnx.ModelProto, data: dict[str, An
         assert torch.equal(inputs["x"], x[:8])
         assert torch.equal(target, y[:8])
     assert Batches([x[:8]], specs).first()[1] is None
+
+
+def test_outputs_that_are_no_classes(parse: Callable, data: dict[str, Any]) -> None:
+    proto = parse("""g (float[n,3,12,12] x, float[8,3,3,3] w1, float[8] b1, float[2,8,3,3] w2, float[2] b2)
+        => (float[n,2,8,8] y) { c = Conv(x, w1, b1)  r = Relu(c)  y = Conv(r, w2, b2) }""")
+    few = {"weights": "int2", "activations": "uint2", "edges": False, "finalized": False, "gradual": 0.0}
+    taught = lowbit.distill(proto, {"x": data["x"]}, epochs=8, **few, **QUICK)
+    assert taught.history[-1].loss < 0.7 * taught.history[0].loss
+    wanted = data["x"][:, :2, 2:10, 2:10]
+    trained = lowbit.qat(
+        proto, {"x": data["x"], "y": wanted}, epochs=8, validation={"x": data["x"], "y": wanted}, **few, **QUICK
+    )
+    assert trained.history[-1].loss < 0.9 * trained.history[0].loss
+    assert trained.history[-1].metric < 0
+    assert trained.history[-1].metric > trained.history[0].metric

@@ -215,3 +215,29 @@ def test_activations_of_few_bits_run_in_integer_kernels(
         assert codes.min() >= low
         assert codes.max() <= high
         assert len(np.unique(codes)) <= high - low + 1
+
+
+def test_a_graph_for_one_sample_takes_batches(parse: Callable, data: dict[str, Any]) -> None:
+    """A channel shuffle, whose shapes hold the batch times something, and a shape that no batch fits."""
+    shuffle = parse("""g (float[1,3,12,12] x, float[8,3,3,3] w1, float[8] b1) => (float[1,8,12,12] y) {
+        c = Conv<pads=[1,1,1,1]>(x, w1, b1)
+        halves = Constant<value_ints=[4, 2, 144]>()  h = Reshape(c, halves)
+        t = Transpose<perm=[1, 0, 2]>(h)
+        back = Constant<value_ints=[2, -1, 4, 12, 12]>()  r = Reshape(t, back)
+        zero = Constant<value_int=0>()  one = Constant<value_int=1>()
+        a = Gather<axis=0>(r, zero)  b = Gather<axis=0>(r, one)
+        y = Concat<axis=1>(a, b)
+    }""")
+    flat = parse("""g (float[1,3,12,12] x, float[8,3,3,3] w1, float[8] b1) => (float[1,8,12,12] y) {
+        c = Conv<pads=[1,1,1,1]>(x, w1, b1)
+        wide = Constant<value_ints=[8, -1]>()  f = Reshape(c, wide)
+        m = ReduceMean<keepdims=1>(f)  d = Sub(c, m)
+        y = Relu(d)
+    }""")
+    for proto, alone in ((shuffle, False), (flat, True)):
+        module = lowbit.trainable(proto, data=[data["x"][i : i + 1] for i in range(12)], weights="int4").eval()
+        assert module.sample_by_sample == alone
+        together = module(torch.from_numpy(data["x"][:3]))
+        for index in range(3):
+            single = module(torch.from_numpy(data["x"][index : index + 1]))
+            torch.testing.assert_close(together[index : index + 1], single, atol=1e-5, rtol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from lowbit.exceptions import ModelError, RecipeError
 from lowbit.formats import Format, PerBlock, PerChannel, levels_of, parse_format
+from lowbit.graph.constants import constant_array
 from lowbit.graph.editor import Editor
 from lowbit.interpreter import Interpreter
 from lowbit.methods.learned_graph import for_any_batch
@@ -88,7 +90,7 @@ def build_module(
         ModelError: Nothing can learn, or a tap does not exist.
         RecipeError: A format has no gradient.
     """
-    result = for_any_batch(origin.model)
+    result = _any_batch(for_any_batch(origin.model))
     inputs = tuple(str(value.name) for value in result.graph.inputs if value.name not in result.graph.initializers)
     outputs = len(result.graph.outputs)
     images = frozenset(
@@ -139,8 +141,58 @@ def build_module(
         origin=origin,
         images=images,
     )
+    module.sample_by_sample = _fixed_batch(origin) and not _takes_batches(module, origin)
     module.train()
     return module
+
+
+def _any_batch(model: ir.Model) -> ir.Model:
+    """Let Reshapes find their first dimension by themselves where it holds the batch times something else."""
+    editor = Editor(model)
+    for node in list(model.graph):
+        shape = constant_array(node.inputs[1]) if node.op_type == "Reshape" else None
+        if shape is None or shape.size == 0 or shape[0] <= 0 or (shape < 0).any() or (shape == 0).any():
+            continue
+        copied = np.array(shape)
+        copied[0] = -1
+        node.replace_input_with(1, editor.constant(model.graph, f"{node.name}/open_shape", copied))
+        for value in node.outputs:
+            value.shape = None
+    return model
+
+
+def _fixed_batch(origin: Origin) -> bool:
+    shapes = [value.shape for value in origin.model.graph.inputs if value.shape is not None and len(value.shape)]
+    return any(isinstance(shape[0], int) for shape in shapes)
+
+
+def _takes_batches(module: TrainableModel, origin: Origin) -> bool:
+    """Whether a model whose batch was fixed computes of two samples at once what it computes of each."""
+    dataset = origin.calibration or origin.tests
+    if dataset is None:
+        return True
+    feeds = [
+        {name: torch.from_numpy(np.array(array)) for name, array in feed.items()}
+        for feed in itertools.islice(dataset, 2)
+    ]
+    module.eval()
+    module.set_strength(0.0)
+    try:
+        with torch.no_grad():
+            alone = [module(**feed) for feed in feeds]
+            together = module(**{name: torch.cat([feed[name] for feed in feeds]) for name in feeds[0]})
+    except (RuntimeError, ValueError, IndexError):
+        return False  # A shape inside is fixed to one sample.
+    finally:
+        module.set_strength(1.0)
+    first = [one if isinstance(one, tuple) else (one,) for one in alone]
+    for index, joined in enumerate(together if isinstance(together, tuple) else (together,)):
+        single = torch.cat([one[index] for one in first])
+        if single.shape != joined.shape or not torch.allclose(
+            joined, single, rtol=1e-3, atol=1e-4 * float(single.abs().max()) + 1e-6
+        ):
+            return False
+    return True
 
 
 def _reads(origin: Origin) -> dict[str, tuple[str | None, str | None]]:

@@ -40,6 +40,7 @@ class TrainableModel(torch.nn.Module):
         images: Inputs that are laid out with their channels last in memory, which CPUs are faster with.
 
     Attributes:
+        sample_by_sample: Whether the graph takes one sample at a time, so that batches are computed one by one.
         strength: Share of rounding errors that is added; see `set_strength`.
         weights: The weights, by name.
         activations: The codes of activations, by name.
@@ -67,6 +68,7 @@ class TrainableModel(torch.nn.Module):
         self.activations, self._activation_inputs = _named(activations)
         self.biases, self._bias_inputs = _named(biases or {})
         self.strength = 1.0
+        self.sample_by_sample = False
         self._reads = dict(reads or {})
 
     def forward(self, *inputs: torch.Tensor, tapped: bool = False, **named: torch.Tensor) -> Any:
@@ -90,6 +92,20 @@ class TrainableModel(torch.nn.Module):
             raise ModelError(f"the model takes {len(self.inputs)} inputs, {len(inputs)} were given")
         if self.images:
             values = {name: _laid_out(value) if name in self.images else value for name, value in values.items()}
+        if self.sample_by_sample:
+            return self._joined(values, tapped=tapped)
+        return self._computed(values, tapped=tapped)
+
+    def _joined(self, values: dict[str, Any], *, tapped: bool) -> Any:
+        """Compute every sample alone, and join what comes of it."""
+        count = max(len(value) for value in values.values())
+        alone = [
+            self._computed({name: value[index : index + 1] for name, value in values.items()}, tapped=tapped)
+            for index in range(count)
+        ]
+        return _concatenated(alone)
+
+    def _computed(self, values: dict[str, Any], *, tapped: bool) -> Any:
         decoded = {name: self.weights[name]() for name in self.weights}
         values.update({graph_input: decoded[name] for graph_input, name in self._weight_inputs.items()})
         values.update({graph_input: self.activations[name] for graph_input, name in self._activation_inputs.items()})
@@ -205,6 +221,15 @@ def state_name(name: str, taken: Iterable[str]) -> str:
     while result in known or hasattr(torch.nn.ModuleDict, result):
         result, count = f"{plain}_{count}", count + 1
     return result
+
+
+def _concatenated(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: _concatenated([part[name] for part in parts]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(_concatenated(list(column)) for column in zip(*parts, strict=True))
+    return torch.cat(parts)
 
 
 def _named(parts: Mapping[str, torch.nn.Module]) -> tuple[torch.nn.ModuleDict, dict[str, str]]:
