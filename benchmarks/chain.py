@@ -84,7 +84,7 @@ def run_chain(name: str, chain: Chain, out: Path, *, seed: int, cache: Path) -> 
         source,
         data,
         quantized=False,
-        masks=lowbit.GradualMagnitude(amount=chain.amount),
+        masks=lowbit.GradualPruning(amount=chain.amount),
         epochs=chain.pruning_epochs,
         lr=chain.rate,
         **common,

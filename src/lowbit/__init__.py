@@ -30,14 +30,13 @@ if TYPE_CHECKING:
     from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
-    from lowbit.training.gradual import GradualMagnitude, GradualPruning
+    from lowbit.training.gradual import GradualPruning
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
     "Distillation",
-    "GradualMagnitude",
     "GradualPruning",
     "LowbitError",
     "Plan",
@@ -67,7 +66,6 @@ __all__ = [
 _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
     "Distillation": "lowbit.methods.qat",
-    "GradualMagnitude": "lowbit.training.gradual",
     "GradualPruning": "lowbit.training.gradual",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",

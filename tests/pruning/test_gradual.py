@@ -8,7 +8,7 @@ import torch
 
 from lowbit.exceptions import RecipeError
 from lowbit.pruning import lamp
-from lowbit.training.gradual import GradualMagnitude
+from lowbit.training.gradual import GradualPruning
 
 
 def weights(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def zeros(masks: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("across", [True, False])
 def test_the_amount_is_reached_and_what_is_pruned_stays(across: bool) -> None:
-    schedule = GradualMagnitude(amount=0.8, end=0.5, every=10, across=across)
+    schedule = GradualPruning(amount=0.8, end=0.5, every=10, across=across)
     current, reached = weights(), {}
     for step in range(100):
         masks = schedule(step, 100, current)
@@ -45,7 +45,7 @@ def test_the_amount_is_reached_and_what_is_pruned_stays(across: bool) -> None:
 
 def test_layers_compete_by_their_lamp_scores() -> None:
     current = weights()
-    masks = GradualMagnitude(amount=0.5, begin=0.0, end=0.0)(0, 10, current)
+    masks = GradualPruning(amount=0.5, begin=0.0, end=0.0)(0, 10, current)
     assert masks is not None
     scores = {name: lamp(current[name].numpy()) for name in masks}
     kept = np.concatenate([scores[name].ravel()[masks[name].numpy().ravel() == 1] for name in masks])
@@ -54,7 +54,7 @@ def test_layers_compete_by_their_lamp_scores() -> None:
 
 
 def test_excluded_weights_are_left_alone() -> None:
-    masks = GradualMagnitude(amount=0.5, end=0.0, exclude=("b*",))(0, 10, weights())
+    masks = GradualPruning(amount=0.5, end=0.0, exclude=("b*",))(0, 10, weights())
     assert masks is not None
     assert set(masks) == {"a"}
 
@@ -62,4 +62,4 @@ def test_excluded_weights_are_left_alone() -> None:
 @pytest.mark.parametrize("options", [{"amount": 1.0}, {"amount": 0.5, "begin": 0.9}, {"amount": 0.5, "every": 0}])
 def test_impossible_schedules_are_refused(options: dict) -> None:
     with pytest.raises(RecipeError):
-        GradualMagnitude(**options)
+        GradualPruning(**options)

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Pruning while a model learns: less and less is left, and the rest adapts."""
-=======
-"""Pruning that grows while a model is trained: the smallest weights go first, and what is left learns to do without."""
->>>>>>> train
 
 from __future__ import annotations
 
@@ -12,14 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from lowbit.exceptions import RecipeError
-<<<<<<< HEAD
 from lowbit.pruning import polynomial_sparsity
 
-__all__ = ["GradualMagnitude"]
+__all__ = ["GradualPruning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GradualMagnitude:
+class GradualPruning:
     """Prunes the smallest weights, a few more every time (Zhu and Gupta, To prune, or not to prune, 2017).
 
     Attributes:
@@ -27,6 +22,7 @@ class GradualMagnitude:
         initial: Fraction at the first pruning.
         begin: Share of the steps before it.
         end: Share of the steps at which the last pruning is; the rest is for learning.
+        power: How much faster it grows at first; 3 in the paper.
         every: Steps between prunings.
         across: Whether layers compete by their LAMP scores (Lee et al., 2021), so that each is pruned as far as it can
             bear; otherwise every layer loses the same fraction.
@@ -36,7 +32,8 @@ class GradualMagnitude:
     amount: float
     initial: float = 0.0
     begin: float = 0.0
-    end: float = 0.6
+    end: float = 0.7
+    power: float = 3.0
     every: int = 20
     across: bool = True
     exclude: tuple[str, ...] = ()
@@ -47,7 +44,7 @@ class GradualMagnitude:
         Raises:
             RecipeError: A fraction or a number of steps is impossible.
         """
-        polynomial_sparsity(0, final=self.amount, initial=self.initial, begin=0, end=1)
+        polynomial_sparsity(0, final=self.amount, initial=self.initial, begin=0, end=1, power=self.power)
         if not 0.0 <= self.begin <= self.end <= 1.0 or self.every < 1:
             raise RecipeError(
                 f"pruning goes from {self.begin} to {self.end} of the steps, every {self.every}",
@@ -59,7 +56,9 @@ class GradualMagnitude:
         begin, end = round(self.begin * steps), round(self.end * steps)
         if not begin <= step <= end or ((step - begin) % self.every and step != end):
             return None
-        sparsity = polynomial_sparsity(step, final=self.amount, initial=self.initial, begin=begin, end=end)
+        sparsity = polynomial_sparsity(
+            step, final=self.amount, initial=self.initial, begin=begin, end=end, power=self.power
+        )
         chosen = {
             name: weight
             for name, weight in weights.items()
@@ -92,68 +91,3 @@ def _lamp(weight: torch.Tensor) -> torch.Tensor:
     scores = torch.zeros_like(squares)
     scores[order] = torch.where(rest > 0, squares / rest.clamp_min(1e-300), torch.zeros_like(rest))
     return scores
-=======
-
-__all__ = ["GradualPruning"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GradualPruning:
-    """A `MaskSchedule`: magnitude pruning whose share grows as a polynomial.
-
-    Zhu and Gupta, To Prune, or Not to Prune, 2017:
-
-    `amount · (1 - (1 - (t - begin) / (end - begin))^power)` of every weight is 0 at the fraction `t` of all steps.
-
-    Attributes:
-        amount: Fraction of every weight that is 0 in the end, from 0 to below 1.
-        begin: Fraction of the steps at which it starts.
-        end: Fraction of the steps from which masks stay as they are.
-        power: How much faster it grows at first; 3 in the paper.
-        every: Steps between new masks.
-        exclude: Patterns of the names in `module.weights` that are not pruned.
-
-    Raises:
-        RecipeError: A fraction is out of its range.
-    """
-
-    amount: float
-    begin: float = 0.0
-    end: float = 0.7
-    power: float = 3.0
-    every: int = 10
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.amount < 1.0:
-            raise RecipeError(f"the amount to prune is {self.amount}", remedy="give a fraction from 0 to below 1")
-        if not 0.0 <= self.begin < self.end <= 1.0:
-            raise RecipeError(
-                f"pruning begins at {self.begin} and ends at {self.end}",
-                remedy="give fractions of the training, in order",
-            )
-        if self.every < 1:
-            raise RecipeError(f"masks are made every {self.every} steps", remedy="give at least 1")
-
-    def share(self, step: int, steps: int) -> float:
-        """Return the fraction that is pruned at a step."""
-        done = (step / max(steps, 1) - self.begin) / (self.end - self.begin)
-        return float(self.amount * (1.0 - (1.0 - min(max(done, 0.0), 1.0)) ** self.power))
-
-    def __call__(self, step: int, steps: int, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-        """Return masks by name; `None` where they stay as they are."""
-        last = int(-(-self.end * steps // 1))
-        if step > last or (step % self.every and step != last):
-            return None
-        share = self.share(step, steps)
-        found = {}
-        for name, weight in weights.items():
-            count = round(share * weight.numel())
-            if not count or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
-                continue
-            order = weight.abs().reshape(-1).argsort(stable=True)
-            mask = torch.ones(weight.numel(), dtype=weight.dtype, device=weight.device)
-            mask[order[:count]] = 0.0
-            found[name] = mask.reshape(weight.shape)
-        return found
->>>>>>> train
