@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
+    from lowbit.methods.export import Exported, export
     from lowbit.methods.inspect import inspect
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
+    "Exported",
     "LowbitError",
     "Plan",
     "Preprocessing",
@@ -39,12 +41,14 @@ __all__ = [
     "check",
     "compare",
     "diagnose",
+    "export",
     "inspect",
     "quantize",
 ]
 
 _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
+    "Exported": "lowbit.methods.export",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
     "Recipe": "lowbit.plan.recipe",
@@ -53,6 +57,7 @@ _HOMES = {
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
     "diagnose": "lowbit.methods.diagnose",
+    "export": "lowbit.methods.export",
     "inspect": "lowbit.methods.inspect",
     "quantize": "lowbit.methods.quantize",
 }

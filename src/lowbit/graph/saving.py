@@ -18,7 +18,7 @@ from lowbit.exceptions import ModelError, OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["model_size", "save_model", "serialize"]
+__all__ = ["model_size", "save_bytes", "save_model", "serialize"]
 
 # Protobuf ends at 2 GiB; the rest of the room is for the graph itself.
 _EMBEDDED_LIMIT = 1_900_000_000
@@ -63,6 +63,19 @@ def save_model(model: ir.Model, path: str | Path, *, external_data: bool | None 
             tensor.invalidate()
         return [path, data_path]
     return [path]
+
+
+def save_bytes(data: bytes, path: str | Path) -> None:
+    """Write a file of another format in the same way: under a temporary name, synced to disk, only then renamed.
+
+    Raises:
+        OutputError: The file cannot be written; whatever stood there is untouched.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is not a regular file", remedy="Choose a file name for the model")
+    with _written(path) as staged:
+        staged.write(path, lambda file: file.write(data))
 
 
 def serialize(model: ir.Model) -> bytes:
