@@ -71,6 +71,7 @@ class ExportFormat:
         name: As users type it behind `--format`.
         suffixes: Of files that are written in it unless a format is named.
         description: One line.
+        for_microcontrollers: Whether the file is of use only where the microcontroller's interpreter runs it.
         render: From the quantized graph to the model; raises `ModelError` for what the format cannot hold.
         contents: From the model to the file's bytes, given its options and the arena that was measured (bytes).
     """
@@ -80,6 +81,7 @@ class ExportFormat:
     description: str
     render: Callable[[ir.Model, ExportOptions], Rendered]
     contents: Callable[[Rendered, ExportOptions, int | None], bytes]
+    for_microcontrollers: bool = False
 
 
 def _render(model: ir.Model, options: ExportOptions) -> Rendered:
@@ -105,6 +107,7 @@ FORMATS: dict[str, ExportFormat] = {
             contents=lambda rendered, options, arena: render_c_array(
                 rendered.flatbuffer, rendered.program, name=options.name, arena=arena
             ),
+            for_microcontrollers=True,
         ),
     )
 }

@@ -23,6 +23,7 @@ class Agreement:
         within_one: The fraction of the numbers that differ by at most one step.
         same_top1: The fraction of the samples with the same largest number, over the first output; `None` where that
             output is no `[1, classes]`.
+        sqnr_db: Signal-to-noise ratio of the outputs against those of the artifact, in decibel.
     """
 
     engine: str
@@ -30,12 +31,13 @@ class Agreement:
     largest: int
     within_one: float
     same_top1: float | None
+    sqnr_db: float
 
     def __str__(self) -> str:
         """Return it as one sentence."""
         text = (
             f"{self.engine}: {100 * self.within_one:.2f} % of the outputs within one step of the ONNX artifact, "
-            f"at most {self.largest}"
+            f"at most {self.largest}, {self.sqnr_db:.1f} dB"
         )
         return text if self.same_top1 is None else f"{text}; same top-1 on {100 * self.same_top1:.1f} %"
 

@@ -33,7 +33,7 @@ from lowbit.methods.costs import (
     remember,
     remember_plan,
 )
-from lowbit.methods.decide import Decision, decide, make_plan, watch_list
+from lowbit.methods.decide import Decision, decide, make_plan, settled, watch_list
 from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.interface import coded_interface
@@ -193,6 +193,7 @@ def quantize(
 
         return fastest_here(attempt)
     target = find_target(settings.target)
+    settings = settled(settings, target)
     loaded_costs = None
     if costs is not None and str(costs) != "formulas":
         loaded_costs = load_costs(costs, target, threads=threads, force=force)

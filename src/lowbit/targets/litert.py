@@ -58,4 +58,5 @@ TARGET = Target(
     measured="not timed here: files run in ai-edge-litert 2.3.0 and in tflite-micro's interpreter",
     source="https://ai.google.dev/edge/litert/models/quantization_spec",
     provider="LiteRT",
+    integer_only=True,
 )

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowbit.export.litert.constants import grid_of
-from lowbit.export.litert.placement import Placed, identity
+from lowbit.export.litert.placement import Placed
 from lowbit.export.litert.refusal import Refusal
 from lowbit.export.litert.tensors import Grid, Operator, Program, Tensor
 from lowbit.graph.constants import constant_array
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Lowering", "clip_bounds", "only_use", "static_shape"]
+__all__ = ["Lowering", "clip_bounds", "joined", "only_use", "static_shape"]
 
 
 class Lowering:
@@ -157,11 +157,19 @@ class Lowering:
             if long == [axis for axis in wanted if placed.stored[axis] != 1]:
                 self._reordered[key] = self.reshape(placed.tensor, shape, placed.grid)
             else:
-                permutation = self.integers("permutation", key[1])
-                self._reordered[key] = self.emit(
-                    "TRANSPOSE", [placed.tensor, permutation], shape, grid=placed.grid, name="transposed"
-                )
+                self._reordered[key] = self._transposed(placed.tensor, key[1], placed.grid)
         return self._reordered[key]
+
+    def _transposed(self, tensor: Tensor, permutation: Sequence[int], grid: Grid | None) -> Tensor:
+        """Write a TRANSPOSE, of as few axes as it really exchanges: what stays together counts as one axis."""
+        groups = joined(permutation, tensor.shape)
+        sources = sorted(groups)
+        sizes = [int(np.prod([tensor.shape[axis] for axis in group])) for group in sources]
+        flat = self.reshape(tensor, sizes, grid)
+        order = [sources.index(group) for group in groups]
+        inputs = [flat, self.integers("permutation", order)]
+        moved = self.emit("TRANSPOSE", inputs, [sizes[axis] for axis in order], grid=grid, name="transposed")
+        return self.reshape(moved, [tensor.shape[axis] for axis in permutation], grid)
 
     def reshape(self, tensor: Tensor, shape: Sequence[int], grid: Grid | None) -> Tensor:
         """Return the same elements in another shape."""
@@ -262,6 +270,15 @@ def static_shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
 
 
-def is_identity(order: Sequence[int]) -> bool:
-    """Whether a tensor is stored as ONNX has it."""
-    return tuple(order) == identity(len(order))
+def joined(permutation: Sequence[int], shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the axes that a transposition moves together, in their new order; axes of size 1 go with any other."""
+    groups: list[tuple[int, ...]] = []
+    for axis in permutation:
+        if shape[axis] == 1:
+            continue
+        last = groups[-1][-1] if groups else None
+        if last is not None and last < axis and all(shape[between] == 1 for between in range(last + 1, axis)):
+            groups[-1] = (*groups[-1], axis)
+        else:
+            groups.append((axis,))
+    return groups

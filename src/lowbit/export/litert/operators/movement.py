@@ -73,12 +73,13 @@ def _slice(low: Lowering, node: ir.Node) -> None:
 
 def _cut(low: Lowering, placed: Placed, ranges: list[range], output: ir.Value) -> None:
     """Write STRIDED_SLICE for a range of every ONNX axis."""
-    stored = [ranges[axis] for axis in placed.order]
+    every = [ranges[axis] for axis in placed.order]
+    stored, sizes = _few_axes(every, placed.tensor.shape)
     shape = [len(positions) for positions in stored]
     y = low.emit(
         "STRIDED_SLICE",
         [
-            placed.tensor,
+            low.reshape(placed.tensor, sizes, placed.grid),
             low.integers("begin", [positions.start for positions in stored]),
             low.integers("end", [positions.stop for positions in stored]),
             low.integers("strides", [positions.step for positions in stored]),
@@ -87,7 +88,26 @@ def _cut(low: Lowering, placed: Placed, ranges: list[range], output: ir.Value) -
         grid=placed.grid,
         name=written(output),
     )
-    low.put(output, y, placed.order, placed.grid)
+    low.put(output, low.reshape(y, [len(positions) for positions in every], placed.grid), placed.order, placed.grid)
+
+
+def _few_axes(ranges: list[range], shape: tuple[int, ...]) -> tuple[list[range], list[int]]:
+    """Return a cut and the shape that it cuts with neighbouring axes joined that it leaves whole, if there are many."""
+    if len(shape) <= len(NHWC):
+        return ranges, list(shape)
+    joined: list[range] = []
+    sizes: list[int] = []
+    before = False
+    for positions, size in zip(ranges, shape, strict=True):
+        whole = positions == range(size)
+        if whole and before:
+            sizes[-1] *= size
+            joined[-1] = range(sizes[-1])
+        else:
+            joined.append(positions)
+            sizes.append(size)
+        before = whole
+    return joined, sizes
 
 
 def _split(low: Lowering, node: ir.Node) -> None:
