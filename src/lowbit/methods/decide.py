@@ -141,7 +141,7 @@ def decide(
             },
             caution=caution,
             budget=budget,
-            coded_inputs=target.integer_only,
+            unfed=target.integer_only,
         )
     chosen: dict[str, Execution] = {}
     reasons: dict[str, str] = {}

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from lowbit.data import Preprocessing, input_specs, open_data
 from lowbit.exceptions import EngineError
-from lowbit.export import ExportOptions, find_format
+from lowbit.exporters import ExportOptions, find_format
 from lowbit.graph import load_model, save_bytes
 from lowbit.methods.exported import Agreement, Exported
 from lowbit.methods.stages import Stages, silent
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import onnx
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from lowbit.export.litert.tensors import Program, Tensor
+    from lowbit.exporters.litert.tensors import Program, Tensor
     from lowbit.runtime.session import Feed
 
 __all__ = ["Exported", "export"]
@@ -59,7 +59,8 @@ def export(
         format: `litert` or `c-array`, where the suffix does not say.
         layout: `nhwc`: pictures go in and out with the channels last, as the kernels have them. `keep`: as in ONNX.
         io: `int8`: inputs and outputs are codes. `float`: float32, converted at the edges.
-        data: Samples to compare on, as for `lowbit.quantize`; random codes without it.
+        data: Samples to compare on, as for `lowbit.quantize`; random codes without it. The first one also says the
+            sizes that the model leaves open.
         preprocessing: What to do to images.
         samples: How many samples.
         stages: Shows progress.
@@ -75,7 +76,7 @@ def export(
     name = Path(path).stem if path is not None else "model"
     options = ExportOptions(layout=layout, interface=io, name=name)  # type: ignore[arg-type]
     with stages("Convert", None):
-        graph = load_model(model)
+        graph = _shaped(load_model(model), data, preprocessing)
         rendered = target.render(graph, options)
     program, flatbuffer = rendered.program, rendered.flatbuffer
     notes: list[str] = []
@@ -111,6 +112,18 @@ def export(
         arena=arena,
         notes=tuple(notes),
     )
+
+
+def _shaped(graph: ir.Model, data: Any, preprocessing: Preprocessing | None) -> ir.Model:
+    """Return a graph with the shapes of the first sample where it leaves dimensions open."""
+    open_ = [value for value in graph.graph.inputs if value.shape is None or not value.shape.is_static()]
+    if data is None or not open_:
+        return graph
+    with open_data(data, input_specs(graph), preprocessing=preprocessing, limit=1) as dataset:
+        feed = next(iter(dataset))
+    for value in open_:
+        value.shape = ir.Shape(feed[value.name].shape)
+    return graph
 
 
 def _inner_float_kernels(program: Program) -> int:

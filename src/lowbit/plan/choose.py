@@ -87,7 +87,7 @@ def choose_executions(
     allowed: Mapping[str, frozenset[Execution]],
     caution: float = 1.0,
     budget: NoiseBudget | None = None,
-    coded_inputs: bool = False,
+    unfed: bool = False,
 ) -> dict[str, Choice]:
     """Choose float, static or dynamic integers for every site.
 
@@ -97,13 +97,13 @@ def choose_executions(
         allowed: Per site path, which of `static` and `dynamic` may be used; nothing if it is absent.
         caution: Factor on all integer and conversion costs; above 1 keeps more in float.
         budget: Limit of the noise that integers may add; without one latency alone decides.
-        coded_inputs: Without costs, whether the model's inputs count as integers already.
+        unfed: Without costs, whether operators become integer too that nothing integer feeds, movers excepted.
 
     Returns:
         One choice per site path.
     """
     if costs is None:
-        return _everything_legal(sites, allowed, coded_inputs=coded_inputs)
+        return _everything_legal(sites, allowed, unfed=unfed)
     program = _Program(sites, costs, allowed, caution)
     if budget is None:
         return program.solve()
@@ -149,7 +149,7 @@ def conversions(sites: Sequence[Site], executions: Mapping[str, Execution]) -> l
 
 
 def _everything_legal(
-    sites: Sequence[Site], allowed: Mapping[str, frozenset[Execution]], *, coded_inputs: bool
+    sites: Sequence[Site], allowed: Mapping[str, frozenset[Execution]], *, unfed: bool
 ) -> dict[str, Choice]:
     """Choose without costs: every weighted operator, and the others where an integer neighbour feeds them."""
     choices: dict[str, Choice] = {}
@@ -161,7 +161,8 @@ def _everything_legal(
         fed = bool(sources) and all(
             value in coded
             or is_constant(value)
-            or (coded_inputs and value is not None and value.is_graph_input() and not is_constant(value))
+            or (unfed and value is not None and value.is_graph_input())
+            or (unfed and site.support is not None and site.support.role != "passive")
             for value in sources
         )
         execution: Execution = "float"

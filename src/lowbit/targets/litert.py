@@ -1,6 +1,6 @@
 """LiteRT (TensorFlow Lite) and LiteRT for Microcontrollers: graphs that compute in int8 from end to end.
 
-The rules are those of the int8 quantization specification; `lowbit.export.litert` writes the file, and the engines
+The rules are those of the int8 quantization specification; `lowbit.exporters.litert` writes the file, and the engines
 themselves say whether it keeps them.
 """
 
@@ -39,7 +39,7 @@ TARGET = Target(
         **dict.fromkeys(
             (
                 *("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "HardSwish", "Gelu", "Softplus", "Mish"),
-                *("Erf", "Exp", "Sqrt", "Abs", "Neg"),
+                *("Erf", "Exp", "Sqrt", "Abs", "Neg", "BatchNormalization"),
             ),
             _UNARY,
         ),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowbit.export.litert.refusal import Refusal
-from lowbit.export.litert.tensors import Grid
+from lowbit.exporters.litert.refusal import Refusal
+from lowbit.exporters.litert.tensors import Grid
 from lowbit.graph.constants import constant_array
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowbit.export.litert.tensors import Operator
+    from lowbit.exporters.litert.tensors import Operator
 
 __all__ = ["version_of"]
 
@@ -16,7 +16,7 @@ _INT8 = {
             *("ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "CONCATENATION", "MAX_POOL_2D", "AVERAGE_POOL_2D"),
             *("SOFTMAX", "MEAN", "REDUCE_MAX", "LOGISTIC", "TANH", "RELU", "RELU6", "PAD", "PADV2", "TRANSPOSE"),
             *("STRIDED_SLICE", "SLICE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "BATCH_MATMUL", "GATHER"),
-            *("SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "DEQUANTIZE"),
+            *("SPACE_TO_DEPTH", "DEQUANTIZE"),
         ),
         2,
     ),

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from lowbit.exceptions import ModelError
-from lowbit.export.litert.constants import plain_constant
-from lowbit.export.litert.flatbuffer import serialize_program
-from lowbit.export.litert.lowering import Lowering
-from lowbit.export.litert.operators import RULES
-from lowbit.export.litert.placement import NHWC, identity
-from lowbit.export.litert.refusal import Refusal
-from lowbit.export.litert.tidying import tidy
+from lowbit.exporters.litert.constants import plain_constant
+from lowbit.exporters.litert.flatbuffer import serialize_program
+from lowbit.exporters.litert.lowering import Lowering
+from lowbit.exporters.litert.operators import RULES
+from lowbit.exporters.litert.placement import NHWC, identity
+from lowbit.exporters.litert.refusal import Refusal
+from lowbit.exporters.litert.tidying import tidy
 from lowbit.graph import clean
 
 if TYPE_CHECKING:
-    from lowbit.export.litert.tensors import Program, Tensor
+    from lowbit.exporters.litert.tensors import Program, Tensor
 
 __all__ = ["program_of", "render_litert"]
 
 _NAMED = 5
+_CHANNELS_LAST = (NHWC, (0, 2, 1))
 
 
 def render_litert(model: ir.Model, *, layout: str = "nhwc", interface: str = "int8") -> tuple[Program, bytes]:
@@ -90,7 +91,7 @@ def _fixed(model: ir.Model) -> ir.Model:
             raise ModelError(
                 f"Input {value.name!r} has the shape [{shown}]",
                 cause="A LiteRT file has fixed shapes; only the batch, the first dimension, is taken as 1",
-                remedy="Export the ONNX model with the sizes that it will be fed",
+                remedy="Give a sample of the sizes that it will be fed, with --data",
             )
         value.shape = ir.Shape(dims)
     for value in copy.graph.outputs:
@@ -110,7 +111,7 @@ def _outputs(low: Lowering, graph: ir.Graph, layout: str) -> None:
     for value in graph.outputs:
         placed = low.placed(value)
         order = placed.order
-        if order != NHWC or layout == "keep":
+        if order not in _CHANNELS_LAST or layout == "keep":
             order = identity(len(placed.order))
         tensor = low.ordered(placed, order)
         if id(tensor) in taken or tensor.data is not None or any(tensor is given for _, given in low.program.inputs):

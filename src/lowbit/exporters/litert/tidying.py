@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowbit.export.litert.tensors import Operator, Program, Tensor
+    from lowbit.exporters.litert.tensors import Operator, Program, Tensor
 
 __all__ = ["tidy"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lowbit.export.litert.constants import plain_constant
-from lowbit.export.litert.refusal import Refusal
+from lowbit.exporters.litert.constants import plain_constant
+from lowbit.exporters.litert.refusal import Refusal
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowbit.export.litert.operators import (
+from lowbit.exporters.litert.operators import (
     activation,
     convolution,
     elementwise,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from lowbit.export.litert.lowering import Lowering
+    from lowbit.exporters.litert.lowering import Lowering
 
 __all__ = ["RULES"]
 

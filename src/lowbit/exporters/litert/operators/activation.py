@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
-from lowbit.export.litert.lowering import clip_bounds
-from lowbit.export.litert.operators.attributes import attribute, constant_input
-from lowbit.export.litert.operators.fusing import written
-from lowbit.export.litert.refusal import Refusal
-from lowbit.export.litert.tensors import Grid
+from lowbit.exporters.litert.lowering import clip_bounds
+from lowbit.exporters.litert.operators.attributes import attribute, constant_input
+from lowbit.exporters.litert.operators.fusing import written
+from lowbit.exporters.litert.refusal import Refusal
+from lowbit.exporters.litert.tensors import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from lowbit.export.litert.lowering import Lowering
+    from lowbit.exporters.litert.lowering import Lowering
 
 __all__ = ["RULES"]
 

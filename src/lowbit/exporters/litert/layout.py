@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowbit.export.litert.placement import NHWC, identity
+from lowbit.exporters.litert.placement import NHWC, identity
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -15,7 +15,7 @@ __all__ = ["wanted_order"]
 _SPATIAL = frozenset(
     {
         *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
-        *("Resize", "DepthToSpace", "SpaceToDepth"),
+        *("Resize", "DepthToSpace", "SpaceToDepth", "BatchNormalization"),
     }
 )
 # Do not care.

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lowbit.export.litert.rendering import render_litert
+from lowbit.exporters.litert.rendering import render_litert
 
 __all__ = ["render_litert"]

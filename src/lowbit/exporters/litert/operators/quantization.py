@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from lowbit.export.litert.constants import grid_of, plain_constant
-from lowbit.export.litert.layout import wanted_order
-from lowbit.export.litert.lowering import static_shape
-from lowbit.export.litert.placement import identity
-from lowbit.export.litert.refusal import Refusal
+from lowbit.exporters.litert.constants import grid_of, plain_constant
+from lowbit.exporters.litert.layout import wanted_order
+from lowbit.exporters.litert.lowering import static_shape
+from lowbit.exporters.litert.placement import identity
+from lowbit.exporters.litert.refusal import Refusal
 
 if TYPE_CHECKING:
-    from lowbit.export.litert.lowering import Lowering
-    from lowbit.export.litert.tensors import Grid
+    from lowbit.exporters.litert.lowering import Lowering
+    from lowbit.exporters.litert.tensors import Grid
 
 __all__ = ["RULES", "take_input"]
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowbit.export.litert.lowering import static_shape
-from lowbit.export.litert.operators.attributes import attribute
-from lowbit.export.litert.operators.fusing import written
-from lowbit.export.litert.placement import NHWC
-from lowbit.export.litert.refusal import Refusal
+from lowbit.exporters.litert.lowering import static_shape
+from lowbit.exporters.litert.operators.attributes import attribute
+from lowbit.exporters.litert.operators.fusing import written
+from lowbit.exporters.litert.placement import NHWC
+from lowbit.exporters.litert.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import onnx_ir as ir
 
-    from lowbit.export.litert.lowering import Lowering
+    from lowbit.exporters.litert.lowering import Lowering
 
 __all__ = ["RULES"]
 

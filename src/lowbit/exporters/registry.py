@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from lowbit.exceptions import RecipeError
-from lowbit.export.c_array import render_c_array
-from lowbit.export.litert import render_litert
+from lowbit.exporters.c_array import render_c_array
+from lowbit.exporters.litert import render_litert
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import onnx_ir as ir
 
-    from lowbit.export.litert.tensors import Program
+    from lowbit.exporters.litert.tensors import Program
 
 __all__ = ["FORMATS", "ExportFormat", "ExportOptions", "Rendered", "find_format"]
 

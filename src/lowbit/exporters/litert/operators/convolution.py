@@ -6,26 +6,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.export.litert.constants import plain_constant, stored_codes
-from lowbit.export.litert.lowering import static_shape
-from lowbit.export.litert.operators.attributes import attribute
-from lowbit.export.litert.operators.fusing import fused, written
-from lowbit.export.litert.operators.windows import SAME, VALID, Window, fitted
-from lowbit.export.litert.placement import NHWC, Placed
-from lowbit.export.litert.refusal import Refusal
+from lowbit.exporters.litert.constants import plain_constant, stored_codes
+from lowbit.exporters.litert.lowering import static_shape
+from lowbit.exporters.litert.operators.attributes import attribute, constant_input
+from lowbit.exporters.litert.operators.fusing import fused, written
+from lowbit.exporters.litert.operators.windows import SAME, VALID, Window, fitted
+from lowbit.exporters.litert.placement import NHWC, Placed
+from lowbit.exporters.litert.refusal import Refusal
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from lowbit.export.litert.constants import Codes
-    from lowbit.export.litert.lowering import Lowering
-    from lowbit.export.litert.tensors import Grid, Tensor
+    from lowbit.exporters.litert.constants import Codes
+    from lowbit.exporters.litert.lowering import Lowering
+    from lowbit.exporters.litert.tensors import Grid, Tensor
 
 __all__ = ["RULES", "bias_tensor", "padding_pairs", "signed_weight"]
 
 _CHANNELS_LAST = {3: (0, 2, 1), 4: NHWC}
 _BIAS_LIMIT = 2**31 - 1
+_LARGEST_CODE = 127
 
 
 def signed_weight(value: ir.Value | None) -> Codes:
@@ -199,4 +200,41 @@ def _transposed(low: Lowering, node: ir.Node) -> None:
     low.put(end, low.clamp(y, grid, bounds), NHWC, grid)
 
 
-RULES = {"Conv": _convolution, "ConvTranspose": _transposed}
+def _affine(low: Lowering, node: ir.Node) -> None:
+    """Write a BatchNormalization that could not be folded as a depthwise convolution of one tap: exact factors."""
+    scale, offset, mean, variance = (np.asarray(constant_input(node, index), np.float64) for index in (1, 2, 3, 4))
+    factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+    shift = offset - mean * factor
+    placed = low.placed(node.inputs[0])
+    assert placed.grid is not None
+    rank = len(placed.order)
+    order = (0, *range(2, rank), 1)
+    x = low.ordered(placed, order)
+    channels = len(factor)
+    pixels = int(np.prod(x.shape[1:-1]))
+    picture = x.shape if rank == len(NHWC) else (x.shape[0], 1, pixels, channels)
+    codes = (np.sign(factor) * _LARGEST_CODE).astype(np.int8).reshape(1, 1, 1, channels)
+    own = np.where(factor == 0, 1.0, np.abs(factor) / _LARGEST_CODE).astype(np.float32)
+    exact = np.float64(np.float32(placed.grid.scale)) * own.astype(np.float64)
+    bias_codes = np.clip(np.rint(shift / exact), -_BIAS_LIMIT, _BIAS_LIMIT).astype(np.int32)
+    end, grid, bounds = low.result_grid(node.outputs[0])
+    activation, rest = fused(grid, bounds)
+    y = low.emit(
+        "DEPTHWISE_CONV_2D",
+        [
+            low.reshape(x, picture, placed.grid),
+            low.constant("factors", codes, scale=own, axis=3),
+            low.constant("shifts", bias_codes, scale=exact.astype(np.float32)),
+        ],
+        picture,
+        grid=grid,
+        options={
+            **{"padding": VALID, "strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1},
+            **{"depthMultiplier": 1, "fusedActivationFunction": activation},
+        },
+        name=written(end),
+    )
+    low.put(end, low.reshape(low.clamp(y, grid, rest), x.shape, grid), order, grid)
+
+
+RULES = {"BatchNormalization": _affine, "Conv": _convolution, "ConvTranspose": _transposed}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.export.litert.constants import grid_of
-from lowbit.export.litert.placement import Placed
-from lowbit.export.litert.refusal import Refusal
-from lowbit.export.litert.tensors import Grid, Operator, Program, Tensor
+from lowbit.exporters.litert.constants import grid_of
+from lowbit.exporters.litert.placement import Placed
+from lowbit.exporters.litert.refusal import Refusal
+from lowbit.exporters.litert.tensors import Grid, Operator, Program, Tensor
 from lowbit.graph.constants import constant_array
 
 if TYPE_CHECKING:

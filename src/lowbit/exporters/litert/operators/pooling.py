@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.export.litert.lowering import static_shape
-from lowbit.export.litert.operators.attributes import attribute, constant_input
-from lowbit.export.litert.operators.convolution import padding_pairs
-from lowbit.export.litert.operators.fusing import written
-from lowbit.export.litert.operators.windows import SAME, VALID, Window, fitted
-from lowbit.export.litert.placement import NHWC, Placed, without_axes
-from lowbit.export.litert.refusal import Refusal
+from lowbit.exporters.litert.lowering import static_shape
+from lowbit.exporters.litert.operators.attributes import attribute, constant_input
+from lowbit.exporters.litert.operators.convolution import padding_pairs
+from lowbit.exporters.litert.operators.fusing import written
+from lowbit.exporters.litert.operators.windows import SAME, VALID, Window, fitted
+from lowbit.exporters.litert.placement import NHWC, Placed, without_axes
+from lowbit.exporters.litert.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import onnx_ir as ir
 
-    from lowbit.export.litert.lowering import Lowering
+    from lowbit.exporters.litert.lowering import Lowering
 
 __all__ = ["RULES"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from lowbit.export.litert.tensors import Grid
+    from lowbit.exporters.litert.tensors import Grid
 
 __all__ = ["fused", "written"]
 

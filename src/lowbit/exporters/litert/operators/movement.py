@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.export.litert.constants import plain_constant
-from lowbit.export.litert.lowering import static_shape
-from lowbit.export.litert.operators.attributes import attribute, constant_input
-from lowbit.export.litert.operators.fusing import written
-from lowbit.export.litert.operators.quantization import take_input
-from lowbit.export.litert.placement import NHWC, Placed, identity, without_axes
-from lowbit.export.litert.refusal import Refusal
-from lowbit.export.litert.tensors import Grid
+from lowbit.exporters.litert.constants import plain_constant
+from lowbit.exporters.litert.lowering import static_shape
+from lowbit.exporters.litert.operators.attributes import attribute, constant_input
+from lowbit.exporters.litert.operators.fusing import written
+from lowbit.exporters.litert.operators.quantization import take_input
+from lowbit.exporters.litert.placement import NHWC, Placed, identity, without_axes
+from lowbit.exporters.litert.refusal import Refusal
+from lowbit.exporters.litert.tensors import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from lowbit.export.litert.lowering import Lowering
-    from lowbit.export.litert.tensors import Tensor
+    from lowbit.exporters.litert.lowering import Lowering
+    from lowbit.exporters.litert.tensors import Tensor
 
 __all__ = ["RULES"]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lowbit.export.litert.tensors import Grid, Tensor
+    from lowbit.exporters.litert.tensors import Grid, Tensor
 
 __all__ = ["NHWC", "Placed", "identity", "moved", "reshaped_order", "without_axes"]
 

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.export.litert.constants import plain_constant
-from lowbit.export.litert.lowering import static_shape
-from lowbit.export.litert.operators.attributes import attribute
-from lowbit.export.litert.placement import Placed, identity, moved, reshaped_order
+from lowbit.exporters.litert.constants import plain_constant
+from lowbit.exporters.litert.lowering import static_shape
+from lowbit.exporters.litert.operators.attributes import attribute
+from lowbit.exporters.litert.placement import Placed, identity, moved, reshaped_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import onnx_ir as ir
 
-    from lowbit.export.litert.lowering import Lowering
+    from lowbit.exporters.litert.lowering import Lowering
 
 __all__ = ["RULES"]
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowbit.export.litert.tensors import Program, Tensor
+    from lowbit.exporters.litert.tensors import Program, Tensor
 
 __all__ = ["c_identifier", "render_c_array"]
 

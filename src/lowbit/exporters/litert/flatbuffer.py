@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.exceptions import EngineError
-from lowbit.export.litert.versions import version_of
+from lowbit.exporters.litert.versions import version_of
 
 if TYPE_CHECKING:
-    from lowbit.export.litert.tensors import Operator, Program, Tensor
+    from lowbit.exporters.litert.tensors import Operator, Program, Tensor
 
 __all__ = ["serialize_program"]
 

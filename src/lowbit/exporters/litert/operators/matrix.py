@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.export.litert.constants import plain_constant
-from lowbit.export.litert.lowering import only_use
-from lowbit.export.litert.operators.attributes import attribute
-from lowbit.export.litert.operators.convolution import bias_tensor, signed_weight
-from lowbit.export.litert.operators.fusing import fused, written
-from lowbit.export.litert.placement import identity
-from lowbit.export.litert.refusal import Refusal
+from lowbit.exporters.litert.constants import plain_constant
+from lowbit.exporters.litert.lowering import only_use
+from lowbit.exporters.litert.operators.attributes import attribute
+from lowbit.exporters.litert.operators.convolution import bias_tensor, signed_weight
+from lowbit.exporters.litert.operators.fusing import fused, written
+from lowbit.exporters.litert.placement import identity
+from lowbit.exporters.litert.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from lowbit.export.litert.lowering import Lowering
-    from lowbit.export.litert.placement import Placed
-    from lowbit.export.litert.tensors import Tensor
+    from lowbit.exporters.litert.lowering import Lowering
+    from lowbit.exporters.litert.placement import Placed
+    from lowbit.exporters.litert.tensors import Tensor
 
 __all__ = ["RULES"]
 
