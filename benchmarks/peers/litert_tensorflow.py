@@ -1,7 +1,7 @@
 """What TensorFlow's converter and ai-edge-quantizer make of a float model; runs in an environment of its own.
 
-`python -m benchmarks.peers.litert_tensorflow FOLDER` reads `graph.json`, `weights.npz` and `calibration.npz` (written by
-`benchmarks.litert`) and writes `tensorflow.tflite` and `ai_edge_quantizer.tflite` beside them. Imports nothing of lowbit.
+Called with a folder, it reads the `graph.json`, `weights.npz` and `calibration.npz` that `benchmarks.litert` wrote there,
+and writes `tensorflow.tflite` and `ai_edge_quantizer.tflite` beside them. Imports nothing of lowbit.
 """
 
 from __future__ import annotations

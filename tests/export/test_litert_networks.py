@@ -6,8 +6,7 @@ import shutil
 import struct
 import subprocess
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -22,6 +21,9 @@ from lowbit.runtime.litert_micro import run_micro
 from lowbit.runtime.litert_session import litert_session
 
 from .conftest import network, quantized, samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RESIDUAL = network(
     """net (float[N, 3, 24, 24] x) => (float[N, 7] y) {
@@ -43,10 +45,20 @@ RESIDUAL = network(
         y = Gemm <transB = 1> (q, head, head_bias)
     }""",
     {
-        **{"stem": (16, 3, 3, 3), "stem_bias": (16,), "one": (16, 16, 3, 3), "one_bias": (16,)},
-        **{"two": (16, 16, 3, 3), "two_bias": (16,), "expand": (32, 16, 1, 1), "expand_bias": (32,)},
-        **{"depthwise": (32, 1, 3, 3), "depthwise_bias": (32,), "project": (16, 32, 1, 1), "project_bias": (16,)},
-        **{"head": (7, 16), "head_bias": (7,)},
+        "stem": (16, 3, 3, 3),
+        "stem_bias": (16,),
+        "one": (16, 16, 3, 3),
+        "one_bias": (16,),
+        "two": (16, 16, 3, 3),
+        "two_bias": (16,),
+        "expand": (32, 16, 1, 1),
+        "expand_bias": (32,),
+        "depthwise": (32, 1, 3, 3),
+        "depthwise_bias": (32,),
+        "project": (16, 32, 1, 1),
+        "project_bias": (16,),
+        "head": (7, 16),
+        "head_bias": (7,),
     },
 )
 ENCODER = """net (float[1, 6, 16] x) => (float[1, 6, 16] y) {
@@ -89,8 +101,15 @@ def residual() -> lowbit.Result:
 
 def test_a_residual_network_needs_no_transposition(residual: lowbit.Result) -> None:
     found = lowbit.export(residual.model, data=samples(RESIDUAL, 64, seed=5), samples=64)
-    assert found.kernels == {"CONV_2D": 5, "DEPTHWISE_CONV_2D": 1, "PAD": 1, "ADD": 2, "MEAN": 1, "RESHAPE": 1,
-                             "FULLY_CONNECTED": 1}
+    assert found.kernels == {
+        "CONV_2D": 5,
+        "DEPTHWISE_CONV_2D": 1,
+        "PAD": 1,
+        "ADD": 2,
+        "MEAN": 1,
+        "RESHAPE": 1,
+        "FULLY_CONNECTED": 1,
+    }
     assert found.float_kernels == 0
     fast, reference = found.agreements
     assert fast.largest <= 1

@@ -134,9 +134,7 @@ CASES = {
     "Add of a constant": Case(
         text=picture("y = Add (x, positive)", "1, 6, 9, 8"), weights={"positive": (6, 1, 1)}, kernels=("ADD",)
     ),
-    "Div by a number": Case(
-        text=picture("d = Mul (x, eighth) y = Relu (d)", "1, 6, 9, 8"), kernels=("MUL",)
-    ),
+    "Div by a number": Case(text=picture("d = Mul (x, eighth) y = Relu (d)", "1, 6, 9, 8"), kernels=("MUL",)),
     **{
         op: Case(text=picture(f"y = {op} (x)", "1, 6, 9, 8"), kernels=kernels, opset=opset, steps=steps)
         for op, kernels, opset, steps in (
@@ -183,23 +181,22 @@ CASES = {
         kernels=("AVERAGE_POOL_2D", "PAD"),
     ),
     "GlobalAveragePool": Case(text=picture("y = GlobalAveragePool (x)", "1, 6, 1, 1"), kernels=("MEAN",)),
-    "ReduceMean": Case(
-        text=picture("y = ReduceMean <axes = [2, 3], keepdims = 0> (x)", "1, 6"), kernels=("MEAN",)
-    ),
+    "ReduceMean": Case(text=picture("y = ReduceMean <axes = [2, 3], keepdims = 0> (x)", "1, 6"), kernels=("MEAN",)),
     "Concat of unlike ranges": Case(
         text=picture("a = Mul (x, eighth) c = Concat <axis = 1> (x, a) y = Relu (c)", "1, 12, 9, 8"),
         kernels=("CONCATENATION", "MUL", "QUANTIZE"),
         steps=2,
     ),
     "Slice": Case(
-        text=picture("a = Relu (x) y = Slice (a, starts, ends, axes)", "1, 3, 9, 8"), kernels=("QUANTIZE", "STRIDED_SLICE")
+        text=picture("a = Relu (x) y = Slice (a, starts, ends, axes)", "1, 3, 9, 8"),
+        kernels=("QUANTIZE", "STRIDED_SLICE"),
     ),
     "Resize to the nearest": Case(
-        text=picture("a = Relu (x) y = Resize <mode = \"nearest\"> (a, , scales)", "1, 6, 18, 16"),
+        text=picture('a = Relu (x) y = Resize <mode = "nearest"> (a, , scales)', "1, 6, 18, 16"),
         kernels=("QUANTIZE", "RESIZE_NEAREST_NEIGHBOR"),
     ),
     "Resize between": Case(
-        text=picture("a = Relu (x) y = Resize <mode = \"linear\"> (a, , scales)", "1, 6, 18, 16"),
+        text=picture('a = Relu (x) y = Resize <mode = "linear"> (a, , scales)', "1, 6, 18, 16"),
         kernels=("QUANTIZE", "RESIZE_BILINEAR"),
         steps=2,
     ),

@@ -40,7 +40,12 @@ _FILE, _CHECK = "The file", "Checking and printing"
     help="Pictures go in and out with the channels last, or as in MODEL.  [nhwc]",
 )
 @option(_FILE, "--io", default="int8", metavar="int8|float", help="Inputs and outputs are codes, or float32.  [int8]")
-@option(_CHECK, "--data", metavar="PATH", help="Samples to compare on; the first one says sizes that MODEL leaves open.  [random codes]")
+@option(
+    _CHECK,
+    "--data",
+    metavar="PATH",
+    help="Samples to compare on; the first one says sizes that MODEL leaves open.  [random codes]",
+)
 @option(_CHECK, "--preprocess", metavar="SPEC|FILE.yaml", help="How a picture becomes an input.")
 @option(_CHECK, "--samples", type=click.IntRange(min=1), default=8, metavar="N", help="How many samples.  [8]")
 @option(_CHECK, "--quiet", is_flag=True, help="Print warnings and errors only.")

@@ -46,8 +46,8 @@ def render_c_array(flatbuffer: bytes, program: Program, *, name: str, arena: int
         lines += ["// The arena was not measured: the package tflite-micro is not installed."]
     else:
         lines += [
-            "// Bytes of tensor arena, measured with tflite-micro on a 64-bit machine with its reference kernels. Pointers",
-            "// are half as long on a microcontroller; optimized kernels may ask for scratch memory of their own.",
+            "// Bytes of tensor arena, measured with tflite-micro on a 64-bit machine, reference kernels. Pointers are",
+            "// half as long on a microcontroller; optimized kernels may ask for scratch memory of their own.",
             f"#define {macro}_ARENA_SIZE {arena}",
         ]
     lines += [
@@ -63,7 +63,13 @@ def render_c_array(flatbuffer: bytes, program: Program, *, name: str, arena: int
     ]
     for start in range(0, len(flatbuffer), _COLUMNS):
         lines.append("  " + " ".join(f"0x{byte:02x}," for byte in flatbuffer[start : start + _COLUMNS]))
-    lines += ["};", f"static const unsigned int {identifier}_len = {len(flatbuffer)};", "", f"#endif  // {macro}_H_", ""]
+    lines += [
+        "};",
+        f"static const unsigned int {identifier}_len = {len(flatbuffer)};",
+        "",
+        f"#endif  // {macro}_H_",
+        "",
+    ]
     return "\n".join(lines).encode()
 
 

@@ -78,9 +78,7 @@ def litert_session(model: bytes, *, kernels: Kernels = "xnnpack", threads: int =
     resolver = OpResolverType.AUTO if kernels == "xnnpack" else OpResolverType.BUILTIN_REF
     try:
         with _without_stderr():
-            interpreter = Interpreter(
-                model_content=model, num_threads=threads, experimental_op_resolver_type=resolver
-            )
+            interpreter = Interpreter(model_content=model, num_threads=threads, experimental_op_resolver_type=resolver)
             interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise EngineError("LiteRT refuses the model", cause=first_line(error)) from error

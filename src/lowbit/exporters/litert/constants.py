@@ -90,7 +90,7 @@ def _codes(value: ir.Value | None) -> NDArray[np.int64] | None:
         shape[node.attributes["axis"].as_int() if "axis" in node.attributes else 1] = -1
     info = np.iinfo(zero_point.dtype)
     codes = np.rint(real / scale.reshape(shape)) + zero_point.astype(np.int64).reshape(shape)
-    return np.clip(codes, info.min, info.max).astype(np.int64)
+    return np.asarray(np.clip(codes, info.min, info.max), dtype=np.int64)
 
 
 def plain_constant(value: ir.Value | None) -> NDArray[Any] | None:

@@ -143,7 +143,9 @@ def _operator(schema: Any, operator: Operator, index: dict[Tensor, int], codes: 
     result.inputs = [-1 if tensor is None else index[tensor] for tensor in operator.inputs]
     result.outputs = [index[tensor] for tensor in operator.outputs]
     if operator.kind not in _WITHOUT_OPTIONS:
-        name = _OPTIONS.get(operator.kind) or "".join(part.capitalize() for part in operator.kind.split("_")) + "Options"
+        name = (
+            _OPTIONS.get(operator.kind) or "".join(part.capitalize() for part in operator.kind.split("_")) + "Options"
+        )
         options = getattr(schema, f"{name}T")()
         for field, value in operator.options.items():
             if not hasattr(options, field):

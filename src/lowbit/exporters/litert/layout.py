@@ -50,8 +50,6 @@ def wanted_order(value: ir.Value) -> tuple[int, ...]:
                 queue.append((node.outputs[0], tuple(axes[axis] for axis in permutation)))
             elif node.op_type in _INDIFFERENT:
                 queue += [
-                    (output, axes)
-                    for output in node.outputs
-                    if output.shape is not None and len(output.shape) == rank
+                    (output, axes) for output in node.outputs if output.shape is not None and len(output.shape) == rank
                 ]
     return identity(rank)

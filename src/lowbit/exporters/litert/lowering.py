@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from lowbit.exporters.litert.constants import grid_of
 from lowbit.exporters.litert.placement import Placed
@@ -16,6 +15,7 @@ from lowbit.graph.constants import constant_array
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
 __all__ = ["Lowering", "clip_bounds", "joined", "only_use", "static_shape"]

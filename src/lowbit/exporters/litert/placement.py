@@ -1,15 +1,14 @@
-"""Where an ONNX tensor is in the LiteRT program: in which order of axes, on which grid, with what still to be padded."""
+"""Where an ONNX tensor is in the LiteRT program: its order of axes, its grid, and what is still to be padded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from lowbit.exporters.litert.tensors import Grid, Tensor

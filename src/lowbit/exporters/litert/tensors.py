@@ -25,7 +25,7 @@ class Grid:
     def encode(self, real: NDArray[Any]) -> NDArray[np.int8]:
         """Return the nearest codes, saturated."""
         codes = np.rint(np.asarray(real, dtype=np.float64) / self.scale) + self.zero_point
-        return np.clip(codes, _LOWEST, _HIGHEST).astype(np.int8)
+        return np.asarray(np.clip(codes, _LOWEST, _HIGHEST), dtype=np.int8)
 
     def decode(self, codes: NDArray[Any]) -> NDArray[np.float64]:
         """Return what codes stand for."""

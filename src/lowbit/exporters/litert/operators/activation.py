@@ -45,9 +45,7 @@ def _softmax(low: Lowering, node: ir.Node) -> None:
     if order[-1] != axis:
         order = (*(other for other in order if other != axis), axis)
     x = low.ordered(placed, order)
-    y = low.emit(
-        "SOFTMAX", [x], x.shape, grid=_PROBABILITY, options={"beta": 1.0}, name=written(node.outputs[0])
-    )
+    y = low.emit("SOFTMAX", [x], x.shape, grid=_PROBABILITY, options={"beta": 1.0}, name=written(node.outputs[0]))
     low.put(node.outputs[0], y, order, _PROBABILITY)
 
 

@@ -41,7 +41,7 @@ def signed_weight(value: ir.Value | None) -> Codes:
             raise Refusal("its weight is float: no codes are stored for it")
         raise Refusal("its weight is computed while the model runs")
     codes = found.codes - (found.zero_point.reshape(-1)[0] if found.zero_point.size else 0)
-    if np.unique(found.zero_point).size > 1 or codes.min() < -128 or codes.max() > 127:  # noqa: PLR2004 - int8
+    if np.unique(found.zero_point).size > 1 or codes.min() < -128 or codes.max() > 127:
         raise Refusal("its weight is asymmetric or wider than int8, LiteRT's weights are int8 with zero point 0")
     return type(found)(codes, found.scale, np.zeros_like(found.zero_point), found.axis)
 
@@ -102,9 +102,7 @@ def _convolution(low: Lowering, node: ir.Node) -> None:
     outs = list(static_shape(node.outputs[0])[2:])
     windows = tuple(
         Window(size=size, kernel=taps, stride=stride, dilation=dilation, low=first, out=out)
-        for size, taps, stride, dilation, first, out in zip(
-            sizes, kernel, strides, dilations, lows, outs, strict=True
-        )
+        for size, taps, stride, dilation, first, out in zip(sizes, kernel, strides, dilations, lows, outs, strict=True)
     )
     padding, pads = fitted(windows)
     bare = Placed(tensor=placed.tensor, order=placed.order, grid=placed.grid)
@@ -131,7 +129,11 @@ def _convolution(low: Lowering, node: ir.Node) -> None:
         axis=3 if depthwise else 0,
     )
     bias = bias_tensor(
-        low, node.inputs[2] if len(node.inputs) > 2 else None, channels, placed.grid, np.broadcast_to(scale, (channels,))
+        low,
+        node.inputs[2] if len(node.inputs) > 2 else None,
+        channels,
+        placed.grid,
+        np.broadcast_to(scale, (channels,)),
     )
     end, grid, bounds = low.result_grid(node.outputs[0])
     activation, rest = fused(grid, bounds)
@@ -229,8 +231,13 @@ def _affine(low: Lowering, node: ir.Node) -> None:
         picture,
         grid=grid,
         options={
-            **{"padding": VALID, "strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1},
-            **{"depthMultiplier": 1, "fusedActivationFunction": activation},
+            "padding": VALID,
+            "strideH": 1,
+            "strideW": 1,
+            "dilationHFactor": 1,
+            "dilationWFactor": 1,
+            "depthMultiplier": 1,
+            "fusedActivationFunction": activation,
         },
         name=written(end),
     )

@@ -40,8 +40,8 @@ def _operand(low: Lowering, value: ir.Value | None) -> Placed | tuple[NDArray[np
     stored = stored_codes(value)
     if stored is not None and stored.scale.size == 1:
         codes, zero = stored.codes, int(stored.zero_point.reshape(()))
-        shift = 128 if codes.max(initial=0) > 127 or zero > 127 else 0  # noqa: PLR2004 - uint8 as int8
-        if codes.min(initial=0) - shift >= -128 and codes.max(initial=0) - shift <= 127:  # noqa: PLR2004
+        shift = 128 if codes.max(initial=0) > 127 or zero > 127 else 0
+        if codes.min(initial=0) - shift >= -128 and codes.max(initial=0) - shift <= 127:
             return stored.real(), Grid(float(stored.scale.reshape(())), zero - shift)
     return _own_grid(np.asarray(real, dtype=np.float64))
 
@@ -69,9 +69,7 @@ def _combined(
     rest = bounds
     if kind in _FUSING:
         options["fusedActivationFunction"], rest = fused(grid, bounds)
-    y = low.emit(
-        kind, tensors, [shape[axis] for axis in order], grid=grid, options=options, name=written(end)
-    )
+    y = low.emit(kind, tensors, [shape[axis] for axis in order], grid=grid, options=options, name=written(end))
     low.put(end, low.clamp(y, grid, rest), order, grid)
 
 
@@ -109,10 +107,14 @@ def _hard_swish(node: ir.Node) -> ir.Value | None:
     for value, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         source = _undecoded(gate)
         producer = source.producer() if source is not None else None
-        if producer is None or producer.op_type != "HardSigmoid" or _undecoded(value) is not _undecoded(producer.inputs[0]):
+        if (
+            producer is None
+            or producer.op_type != "HardSigmoid"
+            or _undecoded(value) is not _undecoded(producer.inputs[0])
+        ):
             continue
         alpha, beta = attribute(producer, "alpha", 0.2), attribute(producer, "beta", 0.5)
-        if abs(alpha - 1 / 6) < 1e-4 and beta == 0.5:  # noqa: PLR2004 - HardSwish's own numbers
+        if abs(alpha - 1 / 6) < 1e-4 and beta == 0.5:
             return value
     return None
 
@@ -134,7 +136,7 @@ def _divide(low: Lowering, node: ir.Node) -> None:
 
 
 def _power(low: Lowering, node: ir.Node) -> None:
-    if not np.all(constant_input(node, 1) == 2):  # noqa: PLR2004 - a square
+    if not np.all(constant_input(node, 1) == 2):
         raise Refusal("LiteRT has no integer kernel for powers other than squares")
     placed = low.placed(node.inputs[0])
     _combined(low, node, "MUL", [placed, placed])

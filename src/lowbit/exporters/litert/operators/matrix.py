@@ -33,9 +33,7 @@ def _gemm(low: Lowering, node: ir.Node) -> None:
     weight = signed_weight(node.inputs[1])
     transposed = bool(attribute(node, "transB", 0))
     codes = weight.codes if transposed else weight.codes.T
-    _product(
-        low, node, codes, weight.scale, node.inputs[2] if len(node.inputs) > 2 else None, node.outputs[0]
-    )
+    _product(low, node, codes, weight.scale, node.inputs[2] if len(node.inputs) > 2 else None, node.outputs[0])
 
 
 def _matmul(low: Lowering, node: ir.Node) -> None:

@@ -13,7 +13,6 @@ from lowbit.exporters.litert.operators.fusing import written
 from lowbit.exporters.litert.operators.quantization import take_input
 from lowbit.exporters.litert.placement import NHWC, Placed, identity, without_axes
 from lowbit.exporters.litert.refusal import Refusal
-from lowbit.exporters.litert.tensors import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowbit.exporters.litert.lowering import Lowering
-    from lowbit.exporters.litert.tensors import Tensor
+    from lowbit.exporters.litert.tensors import Grid, Tensor
 
 __all__ = ["RULES"]
 

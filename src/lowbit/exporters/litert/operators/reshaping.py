@@ -54,9 +54,7 @@ def _only_products(value: ir.Value) -> bool:
         if use.node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             if not _only_products(use.node.outputs[0]):
                 return False
-        elif (
-            use.node.op_type not in {"Gemm", "MatMul"} or use.idx != 0 or plain_constant(use.node.inputs[1]) is None
-        ):
+        elif use.node.op_type not in {"Gemm", "MatMul"} or use.idx != 0 or plain_constant(use.node.inputs[1]) is None:
             return False
     return True
 
