@@ -1,6 +1,6 @@
 """What TensorFlow's converter and ai-edge-quantizer make of a float model; runs in an environment of its own.
 
-Called with a folder, it reads the `graph.json`, `weights.npz` and `calibration.npz` that `benchmarks.litert` wrote there,
+Called with a folder, it reads the `graph.json`, `weights.npz` and `calibration.npz` that `benchmarks.litert` wrote,
 and writes `tensorflow.tflite` and `ai_edge_quantizer.tflite` beside them. Imports nothing of lowbit.
 """
 
