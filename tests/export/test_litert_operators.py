@@ -84,6 +84,18 @@ CASES = {
     "conv and Relu6": Case(
         text=picture("c = Conv (x, w, b) y = Clip (c, zero, six)", "1, 8, 7, 6"), weights=CONV, kernels=("CONV_2D",)
     ),
+    **{
+        f"ConvTranspose, {name}": Case(
+            text=picture(f"y = ConvTranspose <strides = [2, 2]{attributes}> (x, w, b)", f"1, 5, {size}"),
+            weights={"w": (6, 5, taps, taps), "b": (5,)},
+            kernels=kernels,
+        )
+        for name, attributes, taps, size, kernels in (
+            ("whole", "", 2, "18, 16", ("TRANSPOSE_CONV",)),
+            ("padded", ", pads = [1, 1, 1, 1]", 4, "18, 16", ("TRANSPOSE_CONV",)),
+            ("cut", ", pads = [1, 1, 1, 1]", 3, "17, 15", ("SLICE", "TRANSPOSE_CONV")),
+        )
+    },
     "BatchNormalization": Case(
         text=picture("y = BatchNormalization (x, s, o, m, positive)", "1, 6, 9, 8"),
         weights={"s": (6,), "o": (6,), "m": (6,), "positive": (6,)},

@@ -28,6 +28,7 @@ TARGET = Target(
     activation_elements=("int8", "uint8"),
     operators={
         "Conv": OperatorSupport(role="convolution"),
+        "ConvTranspose": OperatorSupport(role="convolution"),
         "MatMul": OperatorSupport(role="matmul"),
         "Gemm": OperatorSupport(role="matmul"),
         **dict.fromkeys(("Add", "Sub", "Mul", "Max", "Min"), _BINARY),
