@@ -12,7 +12,7 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,9 @@ from lowbit.runtime.litert_micro import run_micro
 from lowbit.runtime.litert_session import litert_session
 from lowbit.runtime.session import open_session
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
 CASES = ("keyword_spotting_float", "resnet8_cifar10", "efficientnet_lite0")
 PEERS = ("tensorflow", "ai_edge_quantizer")
 _CALIBRATION = 100
@@ -36,38 +39,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=CASES)
     parser.add_argument("--peer-python", type=Path, default=DEFAULT_CACHE / "litert" / "bin" / "python")
+    parser.add_argument("--kernels", nargs="+", choices=("xnnpack", "reference"), default=["xnnpack", "reference"])
     arguments = parser.parse_args()
     titles = ["case", "by", "score", "dB", "same top-1", "bytes", "arena", "kernels", "float"]
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     for name in arguments.cases:
         case = load_case(name)
         with tempfile.TemporaryDirectory(prefix="lowbit-litert-") as folder:
-            for row in _rows(case, Path(folder), arguments.peer_python):
+            for row in _rows(case, Path(folder), arguments.peer_python, arguments.kernels):
                 print(f"| {' | '.join(row)} |", flush=True)
 
 
-def _rows(case: Case, folder: Path, peer_python: Path) -> list[list[str]]:
+def _rows(case: Case, folder: Path, peer_python: Path, kernels: Sequence[str]) -> Iterator[list[str]]:
     session = open_session(case.model)
     reference = [session.run(feed)[0] for feed in case.test]
-    rows = [[case.name, "float, ONNX Runtime", f"{case.metric([[y] for y in reference]):.4f}", *[""] * 6]]
+    yield [case.name, "float, ONNX Runtime", f"{case.metric([[y] for y in reference]):.4f}", *[""] * 6]
     calibration = list(case.calibration)[:_CALIBRATION]
     result = lowbit.quantize(case.model, data=calibration, target="litert", measure_seconds=0)
     artifact = open_session(ir.to_proto(result.model).SerializeToString(), optimized=False)
     computed = [artifact.run(feed)[0] for feed in case.test]
-    rows.append(_row(case, "lowbit, ONNX artifact", computed, reference))
-    files = {"lowbit": lowbit.export(result.model).model}
+    yield _row(case, "lowbit, ONNX artifact", computed, reference)
+    mine = lowbit.export(result.model, data=calibration[:1], samples=1).model
+    for kind in kernels:
+        outputs = _outputs(mine, case, kind)
+        same = np.mean([_same_top1(a, b) for a, b in zip(outputs, computed, strict=True)])
+        yield _row(case, f"lowbit, {kind}", outputs, reference, mine, f"{same:.4f}")
     try:
-        files.update(_peers(case, calibration, folder, peer_python))
+        files = _peers(case, calibration, folder, peer_python)
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        rows.append([case.name, "peers", f"failed: {lines[-1] if lines else error}", *[""] * 6])
+        yield [case.name, "peers", f"failed: {lines[-1] if lines else error}", *[""] * 6]
+        return
     for tool, data in files.items():
-        for kernels in ("xnnpack", "reference") if tool == "lowbit" else ("xnnpack",):
-            outputs = _outputs(data, case, kernels)
-            same = np.mean([_same_top1(a, b) for a, b in zip(outputs, computed, strict=True)])
-            label = f"{tool}, {kernels}"
-            rows.append(_row(case, label, outputs, reference, data, f"{same:.4f}" if tool == "lowbit" else ""))
-    return rows
+        for kind in kernels:
+            yield _row(case, f"{tool}, {kind}", _outputs(data, case, kind), reference, data)
 
 
 def _row(
