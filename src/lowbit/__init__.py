@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
+    from lowbit.methods.export import Exported, export
     from lowbit.methods.finalize import finalize
     from lowbit.methods.inspect import inspect
     from lowbit.methods.pack import pack, unpack
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Diagnosis",
     "Distillation",
+    "Exported",
     "GradualPruning",
     "LowbitError",
     "Plan",
@@ -52,6 +54,7 @@ __all__ = [
     "compare",
     "diagnose",
     "distill",
+    "export",
     "finalize",
     "inspect",
     "pack",
@@ -67,6 +70,7 @@ _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
     "Distillation": "lowbit.methods.qat",
     "GradualPruning": "lowbit.training.gradual",
+    "Exported": "lowbit.methods.export",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
     "Pruning": "lowbit.methods.prune",
@@ -80,6 +84,7 @@ _HOMES = {
     "diagnose": "lowbit.methods.diagnose",
     "distill": "lowbit.methods.qat",
     "finalize": "lowbit.methods.finalize",
+    "export": "lowbit.methods.export",
     "inspect": "lowbit.methods.inspect",
     "pack": "lowbit.methods.pack",
     "prune": "lowbit.methods.prune",

@@ -16,6 +16,7 @@ import lowbit
 from lowbit.cli.check import check
 from lowbit.cli.compare import compare
 from lowbit.cli.diagnose import diagnose
+from lowbit.cli.export import export
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
 from lowbit.cli.pack import pack, unpack
@@ -92,6 +93,7 @@ def application(context: click.Context) -> None:
       lowbit diagnose model.onnx --data calib/    why layers are bad, and what helps
       lowbit check model.onnx                     what would run in integers, and why not
       lowbit inspect model.int8.onnx              what a file contains
+      lowbit export model.int8.onnx -o model.tflite
       lowbit probe model.onnx                     what its operators cost on this machine
       lowbit prune model.onnx --data calib/       the weights that matter least become zero
       lowbit pack model.int8.onnx                 one small file for download; `lowbit unpack` gives the same bytes
@@ -100,7 +102,7 @@ def application(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, compare, diagnose, check, inspect, probe, prune, pack, unpack, targets):
+for _command in (quantize, compare, diagnose, check, inspect, export, probe, prune, pack, unpack, targets):
     application.add_command(_command)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lowbit.plan.sites import Site
     from lowbit.targets import Target
 
-__all__ = ["Decision", "decide", "make_plan", "watch_list"]
+__all__ = ["Decision", "decide", "make_plan", "settled", "watch_list"]
 
 # Below this a compressed weight saves less than the nodes around it cost.
 _WORTH_STORING = 4096
@@ -141,6 +141,7 @@ def decide(
             },
             caution=caution,
             budget=budget,
+            unfed=target.integer_only,
         )
     chosen: dict[str, Execution] = {}
     reasons: dict[str, str] = {}
@@ -172,6 +173,11 @@ def decide(
         warnings=tuple(warnings),
         allowed=allowed,
     )
+
+
+def settled(recipe: Recipe, target: Target) -> Recipe:
+    """Return the recipe with `auto` spelled out for a target on which nothing may stay in float."""
+    return dataclasses.replace(recipe, method="static") if target.integer_only and recipe.method == "auto" else recipe
 
 
 def with_granularity(text: str, *, weight_only: bool) -> str:

@@ -16,6 +16,7 @@ from lowbit.methods.calibrate import observed_shapes
 from lowbit.methods.checkpoint import learning_folder, remove_blocks
 from lowbit.methods.classification import default_metric, metric_name
 from lowbit.methods.costs import load_costs, measurable
+from lowbit.methods.decide import settled
 from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.measuring import accounted, elsewhere_of, verified
@@ -129,6 +130,7 @@ def quantize(
 
         return fastest_here(attempt)
     target = find_target(settings.target)
+    settings = settled(settings, target)
     loaded_costs = None
     if costs is not None and str(costs) != "formulas":
         loaded_costs = load_costs(costs, target, threads=threads, force=force)

@@ -99,6 +99,7 @@ class Target:
         symmetric_activations: Whether the zero points of activations have to be 0.
         float_bias: Whether biases stay in float, because the engine quantizes them itself.
         fixed_shapes: Whether every dimension has to be known.
+        integer_only: Whether it runs a whole model in integers or not at all, so that `auto` leaves nothing in float.
         highest_opset: Latest operator set that is read, `None` if there is no limit.
         source: Where the rules come from, for targets that are not run here.
         costs: Cost constants; `None` if nobody measured this target.
@@ -124,6 +125,7 @@ class Target:
     symmetric_activations: bool = False
     float_bias: bool = False
     fixed_shapes: bool = False
+    integer_only: bool = False
     highest_opset: int | None = None
     source: str = ""
 
