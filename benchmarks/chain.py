@@ -42,7 +42,7 @@ class Chain:
         activations: Format of the activations.
         rules: Other formats for some operators.
         epochs: Epochs of learning with codes, with zeros and shared values kept.
-        rate: Learning rate of pruning; a half of it with codes.
+        rate: Learning rate of pruning, in units of every tensor's own size; a fifth of it with codes.
         labels: Weight of the labels beside the teacher in the loss.
     """
 
@@ -53,14 +53,14 @@ class Chain:
     activations: str = "uint8"
     rules: tuple[dict[str, str], ...] = field(default_factory=tuple)
     epochs: int = 10
-    rate: float = 2e-3
+    rate: float = 3e-2
     labels: float = 0.3
 
 
 CHAINS: dict[str, Chain] = {
-    "lenet-300-100": Chain(amount=0.95, pruning_epochs=80, epochs=30),
-    "lenet5": Chain(amount=0.975, pruning_epochs=40, epochs=15),
-    "resnet20": Chain(amount=0.7, pruning_epochs=12, epochs=6),
+    "lenet-300-100": Chain(amount=0.93, pruning_epochs=80, epochs=20),
+    "lenet5": Chain(amount=0.97, pruning_epochs=40, epochs=10),
+    "resnet20": Chain(amount=0.7, pruning_epochs=12, epochs=6, rate=2e-2),
     "xray": Chain(amount=0.9, pruning_epochs=20, epochs=10),
 }
 
@@ -108,7 +108,7 @@ def run_chain(name: str, chain: Chain, out: Path, *, seed: int, cache: Path) -> 
         rules=[dict(rule) for rule in chain.rules],
         edges=False,
         epochs=chain.epochs,
-        lr=chain.rate / 2,
+        lr=chain.rate / 5,
         **options,
         **common,
     )
