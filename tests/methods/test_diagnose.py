@@ -14,8 +14,8 @@ import lowbit
 from lowbit.exceptions import DataError, RecipeError
 from lowbit.graph import serialize
 from lowbit.methods.diagnose import diagnose, recipe_text
-from lowbit.methods.findings import worst_db
 from lowbit.plan.recipe import Recipe
+from lowbit.plan.verification import worst_db
 
 if TYPE_CHECKING:
     from lowbit.plan.diagnosis import DiagnosedLayer

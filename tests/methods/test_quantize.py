@@ -134,6 +134,30 @@ def test_what_is_always_slower_stays_float(monkeypatch: pytest.MonkeyPatch, pars
     assert compare(proto, result, feeds) > 100
 
 
+def test_noise_that_is_louder_than_the_signal_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, parse: Callable, noise: Callable
+) -> None:
+    proto = parse(NETWORK)
+    real = measuring.verify
+    tried: list[str] = []
+
+    def verify(**arguments: Any) -> Verification:
+        found = real(**arguments)
+        tried.append(arguments["plan"].method)
+        integers = any(site.execution in {"static", "dynamic"} for site in arguments["plan"].sites)
+        loud = tuple(dataclasses.replace(output, sqnr_real_db=-29.5) for output in found.outputs)
+        return dataclasses.replace(found, outputs=loud) if integers else found
+
+    monkeypatch.setattr(measuring, "verify", verify)
+    result = run(proto, noise(proto, count=5))
+    assert len(tried) > 1
+    assert not any(site.execution in {"static", "dynamic"} for site in result.plan.sites)
+    assert any("its noise was louder than the signal: -29.5 dB" in warning for warning in result.warnings)
+    tried.clear()
+    assert run(proto, noise(proto, count=5), method="static").plan.method == "static"  # what is asked for is done
+    assert tried == ["static"]
+
+
 def test_an_explicit_method_is_done_however_slow(
     monkeypatch: pytest.MonkeyPatch, parse: Callable, noise: Callable
 ) -> None:

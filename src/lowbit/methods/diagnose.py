@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from lowbit.exceptions import RecipeError
 from lowbit.graph import clean, load_model
 from lowbit.methods.fastest import FASTEST_HERE
-from lowbit.methods.findings import findings, worst_db
+from lowbit.methods.findings import findings
 from lowbit.methods.quantize import quantize
 from lowbit.methods.samples import calibration_and_test
 from lowbit.methods.stages import Stages, silent
 from lowbit.plan.recipe import Recipe
+from lowbit.plan.verification import worst_db
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +17,7 @@ from lowbit.methods.repair import Repaired, Score, repair
 from lowbit.methods.symptoms import causes_in_inputs, causes_in_layers
 from lowbit.plan.diagnosis import Cause, DiagnosedLayer
 from lowbit.plan.sites import Site, find_sites
+from lowbit.plan.verification import worst_db
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from lowbit.methods.stages import Stages
     from lowbit.plan.diagnosis import Remedy
     from lowbit.plan.recipe import Recipe
-    from lowbit.plan.verification import Verification
     from lowbit.runtime.session import Feed
 
-__all__ = ["Findings", "findings", "worst_db"]
+__all__ = ["Findings", "findings"]
 
 # Of the calibration samples, what remedies are fitted on; the rest judges them.
 _FITTED_SHARE = 0.75
@@ -160,8 +159,3 @@ def _looked_at(
 def _score(result: Result) -> Score:
     integers = sum(site.execution in {"static", "dynamic"} for site in result.plan.sites)
     return Score(worst_db(result.verification), integers)
-
-
-def worst_db(verification: Verification) -> float:
-    """Return the SQNR of the output that loses most; without an output of numbers there is nothing to lose."""
-    return min((output.sqnr_real_db for output in verification.outputs), default=math.inf)

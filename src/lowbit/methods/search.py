@@ -13,6 +13,7 @@ from lowbit.methods.decide import decide, make_plan
 from lowbit.methods.fitting import calibrated, with_compensation, with_learned
 from lowbit.methods.measuring import timed_again, verified
 from lowbit.methods.planner import budget_of, planner_of
+from lowbit.plan.verification import worst_db
 from lowbit.runtime.session import engine_version
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ __all__ = ["search"]
 
 # Factors on the predicted cost of integers that are tried when the artifact is slower than float.
 _CAUTION = (1.0, 1.25, 1.7)
+# SQNR on held-out samples, in decibel, under which nothing of the signal is left.
+_LOUDEST_DB = 0.0
 
 
 def search(work: Work) -> tuple[Applied, Verification, Calibration | None, Prediction | None]:
@@ -72,6 +75,12 @@ def search(work: Work) -> tuple[Applied, Verification, Calibration | None, Predi
                     remedy="choose formats that the engine has kernels for, or --method auto",
                 ) from error
             refusals.append(f"a {plan.method} plan was dropped because the engine refused it: {error.cause}")
+            continue
+        if automatic and work.recipe.weights is None and (noise := worst_db(verification)) < _LOUDEST_DB:
+            # Calibration samples kept the limit, others do not: a division by what became 0 is seen on a few only.
+            refusals.append(
+                f"a {plan.method} plan was dropped because its noise was louder than the signal: {noise:.1f} dB"
+            )
             continue
         prediction = source.predict(work, decision)
         speedup = verification.latency.speedup if verification.latency is not None else 1.0
