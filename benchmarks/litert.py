@@ -133,8 +133,10 @@ def _channels_last(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _peers(case: Case, calibration: list[Any], folder: Path, python: Path) -> dict[str, bytes]:
     """Return the peers' files for the cleaned float model."""
     model = load_model(case.model)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        value.shape = ir.Shape([1, *list(value.shape)[1:]])
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(calibration[0][value.name].shape)
+    for value in model.graph.outputs:
+        value.shape = None
     graph = clean(model).model.graph
     first = graph.inputs[0]
     channels_first = len(first.shape) == 4 and first.shape[1] == 3
