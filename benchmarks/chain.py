@@ -58,7 +58,7 @@ class Chain:
 
 
 CHAINS: dict[str, Chain] = {
-    "lenet-300-100": Chain(amount=0.93, pruning_epochs=80, epochs=20),
+    "lenet-300-100": Chain(amount=0.94, pruning_epochs=80, epochs=20),
     "lenet5": Chain(amount=0.97, pruning_epochs=40, epochs=10),
     "resnet20": Chain(amount=0.7, pruning_epochs=12, epochs=6, rate=2e-2),
     "xray": Chain(amount=0.9, pruning_epochs=20, epochs=10),
