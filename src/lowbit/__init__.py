@@ -16,6 +16,7 @@ from lowbit.exceptions import LowbitError
 
 if TYPE_CHECKING:
     from lowbit.data import Preprocessing
+    from lowbit.importing import import_model
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
@@ -39,6 +40,7 @@ __all__ = [
     "check",
     "compare",
     "diagnose",
+    "import_model",
     "inspect",
     "quantize",
 ]
@@ -53,6 +55,7 @@ _HOMES = {
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
     "diagnose": "lowbit.methods.diagnose",
+    "import_model": "lowbit.importing",
     "inspect": "lowbit.methods.inspect",
     "quantize": "lowbit.methods.quantize",
 }

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import linecache
+import logging
 import re
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit.exceptions import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from lowbit.importing.dimensions import OpenAxes
     from lowbit.importing.examples import Examples
 
-__all__ = ["capture", "capture_error"]
+__all__ = ["capture", "capture_error", "quiet"]
 
 _DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "data-dependent", "Data-dependent", "UserErrorType.DYNAMIC_CONTROL_FLOW")
 
@@ -39,9 +45,22 @@ def capture(module: torch.nn.Module, examples: Examples, axes: OpenAxes) -> torc
         if own:
             shapes[tensor] = dict.fromkeys(own, torch.export.Dim.AUTO)
     dynamic = shapes.dynamic_shapes(module, examples.positional, examples.named) if axes else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return torch.export.export(module, examples.positional, examples.named, dynamic_shapes=dynamic, strict=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep PyTorch from printing: what matters comes as an exception, the same text on the terminal is noise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        shown = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def capture_error(module: torch.nn.Module, error: BaseException) -> ModelError:

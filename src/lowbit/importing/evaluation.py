@@ -46,9 +46,9 @@ def evaluating(module: torch.nn.Module) -> Iterator[list[str]]:
             part.training = False
             settle(part)
 
-    module.eval()
-    for part in list(module.modules()):
-        part.training = False  # a module may override `train`, e.g. to keep a part of itself in it
+    # NOTE: flags, not `eval()`: that may do more than set them (merge adapters, refuse), which could not be undone.
+    for part in list(flags):
+        part.training = False
         settle(part)
     handle = torch.nn.modules.module.register_module_forward_pre_hook(called)
     try:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +11,7 @@ import onnx_ir as ir
 from lowbit.exceptions import EngineError, ModelError
 from lowbit.graph import load_model
 from lowbit.importing.agreement import ENOUGH_DB, agreement_db, run_graph
-from lowbit.importing.capture import capture, capture_error
+from lowbit.importing.capture import capture, capture_error, quiet
 from lowbit.importing.dimensions import BATCH, OpenAxes, doubled, name_dimensions, open_axes
 from lowbit.importing.evaluation import evaluating
 from lowbit.importing.examples import Examples, examples_of
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["from_module", "from_program"]
+__all__ = ["arrays_of", "from_module", "from_program"]
 
 
 def from_module(
@@ -181,21 +177,13 @@ def _converted(module: torch.nn.Module | None, program: torch.export.ExportedPro
 
     from lowbit.importing.translations import translations
 
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with quiet():
             exported = torch.onnx.export(
                 program, dynamo=True, verbose=False, optimize=False, custom_translation_table=translations()
             )
     except Exception as error:  # the exporter raises many types
         raise _translation_error(module, error) from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
     assert exported is not None
     model: ir.Model = exported.model
     for value in model.graph.initializers.values():
@@ -220,7 +208,7 @@ def _translation_error(module: torch.nn.Module | None, error: Exception) -> Mode
     )
 
 
-def _arrays(outputs: Any) -> list[NDArray[Any]]:
+def arrays_of(outputs: Any) -> list[NDArray[Any]]:
     import torch
     from torch.utils import _pytree as pytree
 
@@ -243,14 +231,18 @@ def _disagreement(module: torch.nn.Module, model: ir.Model, examples: Examples, 
     places = axes.axis_of_batch()
     if any(place is not None for place in places):
         cases += [(f"a batch of {size}", _resized(examples, places, size)) for size in (1, 3)]
-    feeds = [dict(zip(names, _arrays(case.tensors()), strict=True)) for _, case in cases]
+    feeds = [dict(zip(names, arrays_of(case.tensors()), strict=True)) for _, case in cases]
     try:
         found = run_graph(model, feeds)
     except EngineError as error:
         return str(error)
     with torch.no_grad():
         for (label, case), outputs in zip(cases, found, strict=True):
-            agreed = agreement_db(_arrays(_called(module, case)), outputs)
+            try:
+                expected = arrays_of(_called(module, case))
+            except ModelError as error:
+                return f"on {label} the module itself fails: {error.cause}"
+            agreed = agreement_db(expected, outputs)
             if agreed < ENOUGH_DB:
                 return f"on {label} the graph's outputs lie {agreed:.0f} dB from the module's"
     return ""
