@@ -28,27 +28,15 @@ _LIBRARIES: list[Any] = []
 
 
 def _declare_selection() -> None:
-    """Declare torchvision's selection of boxes in Python: its own is compiled for CUDA, and missing beside CPU wheels."""
+    """Declare two operators that torchvision wants to see when it is imported; its own may be built for CUDA only."""
     import torch
 
     if _LIBRARIES or importlib.util.find_spec("torchvision") is None:
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _LIBRARIES.append(library)
-
-    def select(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        left, kept = scores.argsort(descending=True), []
-        while len(left):
-            best, left = left[0], left[1:]
-            kept.append(best)
-            low, high = torch.maximum(boxes[best, :2], boxes[left, :2]), torch.minimum(boxes[best, 2:], boxes[left, 2:])
-            shared = (high - low).clamp(min=0).prod(1)
-            left = left[shared / (area[best] + area[left] - shared) <= iou_threshold]
-        return torch.stack(kept) if kept else scores.new_zeros(0, dtype=torch.int64)
-
-    library.impl("nms", select, "CPU")
 
 
 def _vision(name: str, **options: Any) -> Any:
@@ -96,11 +84,6 @@ NETWORKS: dict[str, tuple[str, Callable[[], Any], Any]] = {
         IMAGE,
     ),
     "r3d_18": ("video, 3-D CNN", lambda: _vision("r3d_18", num_classes=10), (3, 4, 32, 32)),
-    "ssdlite320_mobilenet_v3_large": (
-        "detector with selection",
-        lambda: _vision("ssdlite320_mobilenet_v3_large", weights_backbone=None),
-        "detector",
-    ),
     "mixer_s32_224": ("MLP mixer", lambda: _timm("mixer_s32_224", img_size=64), IMAGE),
     "deit_tiny_patch16_224": ("distilled transformer", lambda: _timm("deit_tiny_patch16_224", img_size=64), IMAGE),
     "repvgg_a0": ("re-parameterized CNN", lambda: _timm("repvgg_a0"), IMAGE),
@@ -217,7 +200,7 @@ def measure(name: str) -> dict[str, Any]:
     module.train()
     with torch.no_grad():
         for sample in samples[:4]:
-            if inputs != "detector" and any("BatchNorm" in type(part).__name__ for part in module.modules()):
+            if any("BatchNorm" in type(part).__name__ for part in module.modules()):
                 module(**_stacked([sample, *samples[4:8]]))
     module.eval()
     started = time.perf_counter()
@@ -255,8 +238,6 @@ def _sample(inputs: Any, generator: Any) -> dict[str, Any]:
         ids = torch.randint(3, 200, (1, 16), generator=generator)
         found: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return {**found, "use_cache": False} if inputs == "decoder" else found
-    if inputs == "detector":
-        return {"images": [torch.rand(3, 320, 320, generator=generator)]}
     return {"x": torch.randn(1, *inputs, generator=generator)}
 
 

@@ -59,7 +59,7 @@ def import_model(
         path = Path(source)
         suffix = path.suffix.lower()
         if suffix in _TENSORFLOW or (path / "saved_model.pb").is_file():
-            from lowbit.importing.tensorflow import from_tensorflow
+            from lowbit.importing.tensorflow_models import from_tensorflow
 
             return from_tensorflow(path, python=python, opset=opset)
         if suffix in _TORCH:
@@ -70,7 +70,7 @@ def import_model(
     if _is_torch(source):
         return _from_torch(source, example_inputs, data, dynamic)
     if _is_keras(source):
-        from lowbit.importing.tensorflow import from_keras
+        from lowbit.importing.tensorflow_models import from_keras
 
         return from_keras(source, python=python, opset=opset)
     if isinstance(source, dict):

@@ -15,6 +15,7 @@ from lowbit.importing.capture import capture, capture_error, quiet
 from lowbit.importing.dimensions import BATCH, OpenAxes, doubled, name_dimensions, open_axes
 from lowbit.importing.evaluation import evaluating
 from lowbit.importing.examples import Examples, examples_of
+from lowbit.importing.exporter_idioms import settle_casts, settle_reshapes
 from lowbit.importing.imported import Imported
 from lowbit.importing.torch_names import forget_origin, name_operators, name_outputs, output_names
 
@@ -191,6 +192,8 @@ def _converted(module: torch.nn.Module | None, program: torch.export.ExportedPro
             array = np.array(value.const_value.numpy())
             value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
     name_operators(model)
+    settle_casts(model)
+    settle_reshapes(model)
     forget_origin(model)
     return model
 
