@@ -16,6 +16,7 @@ import lowbit
 from lowbit.cli.check import check
 from lowbit.cli.compare import compare
 from lowbit.cli.diagnose import diagnose
+from lowbit.cli.import_ import import_
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
 from lowbit.cli.probe import probe
@@ -90,13 +91,14 @@ def application(context: click.Context) -> None:
       lowbit diagnose model.onnx --data calib/    why layers are bad, and what helps
       lowbit check model.onnx                     what would run in integers, and why not
       lowbit inspect model.int8.onnx              what a file contains
+      lowbit import model.keras                   a model of another framework in, ONNX out
       lowbit probe model.onnx                     what its operators cost on this machine
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, compare, diagnose, check, inspect, probe, targets):
+for _command in (quantize, compare, diagnose, check, inspect, import_, probe, targets):
     application.add_command(_command)
 
 

@@ -34,7 +34,7 @@ def settle_reshapes(model: ir.Model) -> None:
         for node in list(graph):
             if node.op_type != "Reshape" or node.domain or node.inputs[0] is None or node.inputs[1] is None:
                 continue
-            if node.inputs[1].const_value is not None or node.attributes.get_int("allowzero", 0):
+            if node.inputs[1].const_value is not None:
                 continue
             shape, before = node.outputs[0].shape, node.inputs[0].shape
             if shape is None or before is None:
@@ -47,6 +47,7 @@ def settle_reshapes(model: ir.Model) -> None:
             constant.type, constant.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(sizes)])
             model.graph.register_initializer(constant)
             node.replace_input_with(1, constant)
+            node.attributes.pop("allowzero", None)
 
 
 def _sizes(shape: Sequence[int | ir.SymbolicDim], before: Sequence[int | ir.SymbolicDim]) -> list[int] | None:
