@@ -213,13 +213,17 @@ def measure(name: str) -> dict[str, Any]:
     signal = noise = same = count = 0.0
     with torch.no_grad():
         for sample, feed in zip(samples[16:], feeds[16:], strict=True):
-            expected = torch.utils._pytree.tree_leaves(module(**sample) if isinstance(inputs, str) else module(*sample.values()))[0]  # noqa: SLF001, E501
+            expected = torch.utils._pytree.tree_leaves(
+                module(**sample) if isinstance(inputs, str) else module(*sample.values())
+            )[0]  # noqa: SLF001, E501
             wanted, found = expected.numpy().astype(np.float64), session.run(feed)[0].astype(np.float64)
             signal, noise = signal + float((wanted**2).sum()), noise + float(((wanted - found) ** 2).sum())
             axis = 1 if wanted.ndim == 4 else -1
             same += float((wanted.argmax(axis) == found.argmax(axis)).mean())
             count += 1
-    batch = next((dim for value in imported.model.graph.inputs for dim in value.shape if not isinstance(dim, int)), None)
+    batch = next(
+        (dim for value in imported.model.graph.inputs for dim in value.shape if not isinstance(dim, int)), None
+    )
     return {
         "db": 10 * float(np.log10(signal / noise)) if noise else 999.0,
         "top1": same / count,

@@ -136,13 +136,23 @@ def test_the_command_imports_weights(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "my_network.py").write_text(
-        "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU())\n", encoding="utf-8"
+        "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU())\n",
+        encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "my_network", raising=False)
     layers = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU())
     safetensors(tmp_path / "w.safetensors", layers.state_dict())
-    arguments = ["import", "w.safetensors", "--architecture", "my_network:build", "--inputs", "1x2x6x6", "-o", "out.onnx"]
+    arguments = [
+        "import",
+        "w.safetensors",
+        "--architecture",
+        "my_network:build",
+        "--inputs",
+        "1x2x6x6",
+        "-o",
+        "out.onnx",
+    ]
     assert main(arguments) == 0
     assert "[batch, 2, 6, 6]" in capsys.readouterr().out
     assert [node.op_type for node in load_model(tmp_path / "out.onnx").graph] == ["Conv", "Relu"]

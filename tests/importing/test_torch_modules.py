@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,12 +169,20 @@ def test_an_axis_that_the_module_fixes_stays_closed_and_the_note_says_so() -> No
         (Encoder(), {"ids": torch.randint(0, 50, (2, 5))}, ["hidden", "pooled"]),
         (Recurrent(), torch.randn(2, 5, 4), ["output_0", "output_1"]),
         (Nested(), ([torch.randn(1, 2), torch.randn(1, 3)],), ["output_0", "output_1"]),
-        (nn.Sequential(nn.Conv1d(2, 4, 3), nn.GELU(), nn.Flatten(), nn.LazyLinear(3)), torch.randn(1, 2, 9), ["output"]),
+        (
+            nn.Sequential(nn.Conv1d(2, 4, 3), nn.GELU(), nn.Flatten(), nn.LazyLinear(3)),
+            torch.randn(1, 2, 9),
+            ["output"],
+        ),
         (nn.MultiheadAttention(8, 2, batch_first=True), (torch.randn(1, 4, 8),) * 3, ["output_0", "output_1"]),
         (nn.ConvTranspose2d(2, 3, 2, stride=2), torch.randn(1, 2, 4, 4), ["output"]),
         (nn.GRU(4, 6, num_layers=2, bidirectional=True), torch.randn(5, 2, 4), ["output_0", "output_1"]),
         (nn.Sequential(nn.PixelShuffle(2), nn.Upsample(scale_factor=2)), torch.randn(1, 4, 3, 3), ["output"]),
-        (nn.Sequential(nn.GroupNorm(2, 4), nn.Hardswish(), nn.AdaptiveAvgPool2d(1)), torch.randn(1, 4, 6, 6), ["output"]),
+        (
+            nn.Sequential(nn.GroupNorm(2, 4), nn.Hardswish(), nn.AdaptiveAvgPool2d(1)),
+            torch.randn(1, 4, 6, 6),
+            ["output"],
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -189,7 +198,10 @@ def test_families(module: nn.Module, inputs: Any, names: list[str]) -> None:
 def test_the_batch_of_a_flattened_network_needs_no_shape_operators() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
     cleaned = clean(import_model(module, torch.randn(1, 3, 8, 8)).model).model
-    assert sorted(node.op_type for node in cleaned.graph) in (["Conv", "Flatten", "Gemm", "Relu"], ["Conv", "Gemm", "Relu", "Reshape"])
+    assert sorted(node.op_type for node in cleaned.graph) in (
+        ["Conv", "Flatten", "Gemm", "Relu"],
+        ["Conv", "Gemm", "Relu", "Reshape"],
+    )
 
 
 class Deciding(nn.Module):
@@ -203,7 +215,8 @@ def test_control_flow_by_values_names_the_line() -> None:
     with pytest.raises(ModelError) as caught:
         import_model(Deciding(), torch.randn(2, 3))
     text = str(caught.value)
-    line = next(n for n, code in enumerate(open(__file__, encoding="utf-8"), 1) if "if x.sum() > 0" in code)  # noqa: SIM115
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    line = next(number for number, code in enumerate(lines, 1) if "if x.sum() > 0" in code)
     assert f"test_torch_modules.py:{line}" in text
     assert "torch.where" in text
     assert "torch.cond" in text

@@ -15,6 +15,8 @@ from lowbit.cli.screen import show
 from lowbit.exceptions import DataError, RecipeError
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from lowbit.cli.outputs import Outputs
 
 __all__ = ["import_"]
@@ -72,13 +74,16 @@ def import_(
         )
         imported.save(target)
     if not quiet:
+        from rich.text import Text
+
         graph = imported.model.graph
-        shown = [f"{value.name} {value.dtype} [{', '.join(_size(dim) for dim in value.shape or ())}]" for value in graph.inputs]
-        show([*imported.notes, f"{target}: {', '.join(shown)} -> {', '.join(str(v.name) for v in graph.outputs)}"])
+        sides = [", ".join(_shown(value) for value in values) for values in (graph.inputs, graph.outputs)]
+        show([Text(line) for line in (*imported.notes, f"{target}: {' -> '.join(sides)}")])
 
 
-def _size(dim: Any) -> str:
-    return str(dim) if isinstance(dim, int) else str(dim.value or "?")
+def _shown(value: ir.Value) -> str:
+    sizes = ", ".join(str(dim) if isinstance(dim, int) else dim.value or "?" for dim in value.shape or ())
+    return f"{value.name} {value.dtype} [{sizes}]"
 
 
 def _inputs(text: str | None) -> Any:
@@ -97,7 +102,8 @@ def _inputs(text: str | None) -> Any:
         shape = [int(size) for size in text.split("x")]
     except ValueError as error:
         raise RecipeError(
-            f"the inputs are {text!r}", remedy="give a shape as 1x3x224x224, or an .npz file with one array per argument"
+            f"the inputs are {text!r}",
+            remedy="give a shape as 1x3x224x224, or an .npz file with one array per argument",
         ) from error
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 

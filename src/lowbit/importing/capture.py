@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["capture", "capture_error", "quiet"]
 
-_DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "data-dependent", "Data-dependent", "UserErrorType.DYNAMIC_CONTROL_FLOW")
+_DATA_DEPENDENT = (
+    "GuardOnDataDependentSymNode",
+    "data-dependent",
+    "Data-dependent",
+    "UserErrorType.DYNAMIC_CONTROL_FLOW",
+)
 
 
 def capture(module: torch.nn.Module, examples: Examples, axes: OpenAxes) -> torch.export.ExportedProgram:

@@ -66,7 +66,11 @@ def _sizes(shape: Sequence[int | ir.SymbolicDim], before: Sequence[int | ir.Symb
 
 def _replace(graph: ir.Graph, node: ir.Node, new: ir.Node) -> None:
     old, result = node.outputs[0], new.outputs[0]
-    result.name, result.shape, result.type = old.name, old.shape, ir.TensorType(ir.DataType(new.attributes["to"].as_int()))
+    result.name, result.shape, result.type = (
+        old.name,
+        old.shape,
+        ir.TensorType(ir.DataType(new.attributes["to"].as_int())),
+    )
     new.metadata_props.update(node.metadata_props)
     graph.insert_before(node, new)
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)

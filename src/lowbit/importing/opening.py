@@ -75,7 +75,9 @@ def import_model(
         return from_keras(source, python=python, opset=opset)
     if isinstance(source, dict):
         raise ModelError(
-            "a dict is no model", cause="weights alone do not say what is computed", remedy="Load them into their module"
+            "a dict is no model",
+            cause="weights alone do not say what is computed",
+            remedy="Load them into their module",
         )
     return Imported(model=load_model(source))
 

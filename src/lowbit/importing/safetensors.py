@@ -52,12 +52,16 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             begin, end = (int(offset) + 8 + length for offset in entry["data_offsets"])
             shape = [int(size) for size in entry["shape"]]
             if entry["dtype"] not in _TYPES:
-                raise ModelError(f"tensor {name!r} of {path} has the type {entry['dtype']}", cause="it is not known here")
+                raise ModelError(
+                    f"tensor {name!r} of {path} has the type {entry['dtype']}", cause="it is not known here"
+                )
             dtype = getattr(torch, _TYPES[entry["dtype"]])
             if not 8 + length <= begin <= end <= len(data) or end - begin != math.prod(shape) * dtype.itemsize:
                 raise ModelError(f"tensor {name!r} of {path} lies outside the file", remedy="Download or save it again")
             count = math.prod(shape)
-            whole = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=begin).clone() if count else None
+            whole = (
+                torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=begin).clone() if count else None
+            )
             tensors[name] = torch.empty(shape, dtype=dtype) if whole is None else whole.view(dtype).reshape(shape)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(

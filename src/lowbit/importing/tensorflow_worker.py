@@ -54,8 +54,15 @@ def _from_keras(source: Path, opset: int) -> tuple[Any, list[str]]:
         said = _first_line(error)
         text = str(error)
         if "safe_mode" in text or "Lambda" in text and "unsafe" in text:
-            raise Refusal(f"{source} holds a Lambda layer", "it is Python code, which lowbit never runs", _EXPORT) from error
-        if "Could not locate" in text or "Unknown layer" in text or "custom_object" in text or "Unable to revive" in text:
+            raise Refusal(
+                f"{source} holds a Lambda layer", "it is Python code, which lowbit never runs", _EXPORT
+            ) from error
+        if (
+            "Could not locate" in text
+            or "Unknown layer" in text
+            or "custom_object" in text
+            or "Unable to revive" in text
+        ):
             raise Refusal(f"{source} has a layer whose class is not known here", said, _EXPORT) from error
         raise Refusal(f"{source} is not a Keras model that Keras {keras.__version__} reads", said) from error
     notes = []

@@ -126,9 +126,7 @@ def _attempts(axes: OpenAxes, *, fallback: bool) -> Iterator[OpenAxes]:
     yield OpenAxes(tuple({} for _ in axes.inputs))
 
 
-def _asked_axes(
-    module: torch.nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, str]]
-) -> OpenAxes:
+def _asked_axes(module: torch.nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, str]]) -> OpenAxes:
     import inspect
 
     from torch.utils import _pytree as pytree
