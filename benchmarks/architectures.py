@@ -2,9 +2,9 @@
 
     python -m benchmarks.architectures [NAME …]
 
-needs `torchvision`, `timm` and `transformers`. Every row runs in a process of its own. `dB` is the signal-to-noise ratio
-of the quantized model's first output against the module itself (eager PyTorch) on held-out random inputs, `top-1` how
-often both pick the same class; a family passes with 20 dB or the same class everywhere. Random weights are a test of
+needs `torchvision`, `timm` and `transformers`. Every row runs in a process of its own. `dB` is the signal-to-noise
+ratio of the quantized model's first output against the module itself (eager PyTorch) on held-out random inputs, `top-1`
+how often both pick the same class; a family passes with 20 dB or the same class everywhere. Random weights are a test of
 operators and interfaces, not of accuracy.
 """
 
@@ -182,6 +182,7 @@ def measure(name: str) -> dict[str, Any]:
     """Return one row: what failed and why, or how well the quantized model agrees with the module."""
     import numpy as np
     import torch
+    from torch.utils import _pytree as pytree
 
     import lowbit
     from lowbit.graph import serialize
@@ -213,9 +214,7 @@ def measure(name: str) -> dict[str, Any]:
     signal = noise = same = count = 0.0
     with torch.no_grad():
         for sample, feed in zip(samples[16:], feeds[16:], strict=True):
-            expected = torch.utils._pytree.tree_leaves(
-                module(**sample) if isinstance(inputs, str) else module(*sample.values())
-            )[0]  # noqa: SLF001, E501
+            expected = pytree.tree_leaves(module(**sample) if isinstance(inputs, str) else module(*sample.values()))[0]
             wanted, found = expected.numpy().astype(np.float64), session.run(feed)[0].astype(np.float64)
             signal, noise = signal + float((wanted**2).sum()), noise + float(((wanted - found) ** 2).sum())
             axis = 1 if wanted.ndim == 4 else -1
@@ -272,7 +271,9 @@ def main(names: list[str]) -> int:
             "import json, sys; from benchmarks.architectures import measure; "
             "print('\\nROW' + json.dumps(measure(sys.argv[1])))"
         )
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, name], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, name], capture_output=True, text=True, check=False
+        )
         rows = [line[3:] for line in done.stdout.splitlines() if line.startswith("ROW")]
         family = NETWORKS[name][0]
         if not rows:

@@ -46,7 +46,7 @@ def prepared(weights: Any) -> nn.Module:
 
 @pytest.mark.parametrize("kind", ["default_weight_fake_quant", "default_per_channel_weight_fake_quant"])
 def test_fake_quantizers_become_pairs(kind: str) -> None:
-    """The graph is run beside the module by `import_model` itself, to 50 dB; fake quantizers go on observing afterwards."""
+    """`import_model` itself runs the graph beside the module, to 50 dB; fake quantizers go on observing afterwards."""
     import torch.ao.quantization as ao
 
     network = prepared(getattr(ao, kind))
@@ -79,7 +79,7 @@ def test_functions_of_torch(low: int, high: int) -> None:
 
 
 def test_operators_of_exported_quantizers() -> None:
-    import torch.ao.quantization.fx._decomposed  # noqa: F401 - registers what torchao's pt2e also writes
+    import torch.ao.quantization.fx._decomposed
 
     pairs = torch.ops.quantized_decomposed
 

@@ -66,7 +66,7 @@ def test_a_missing_tensorflow_says_what_to_install(tmp_path: Path, monkeypatch: 
     (tmp_path / "a.keras").write_bytes(b"x")
     monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(EngineError, match="pip install 'tensorflow-cpu==2.21.0' 'tf2onnx==1.17.0'"):
+    with pytest.raises(EngineError, match=r"pip install 'tensorflow-cpu==2.21.0' 'tf2onnx==1.17.0'"):
         import_model(tmp_path / "a.keras")
     with pytest.raises(EngineError, match="has no module 'keras'"):
         import_model(tmp_path / "a.keras", python=sys.executable)
@@ -79,7 +79,7 @@ def test_what_the_other_process_says_becomes_one_error(tmp_path: Path) -> None:
     refused = json.dumps({"error": "a.h5 is bad", "cause": "it is", "remedy": "make it good"})
     with pytest.raises(ModelError, match=r"a.h5 is bad. it is. make it good."):
         import_model(tmp_path / "a.h5", python=answering(tmp_path, f"print('noise'); print({refused!r}); sys.exit(3)"))
-    with pytest.raises(ModelError, match="ended early. Segmentation"):
+    with pytest.raises(ModelError, match=r"ended early. Segmentation"):
         import_model(
             tmp_path / "a.h5", python=answering(tmp_path, "print('Segmentation', file=sys.stderr); sys.exit(9)")
         )
@@ -140,7 +140,8 @@ def test_image_classification_from_keras_is_the_same_to_four_digits(tensorflow: 
         tensorflow,
         "import sys, numpy as np, keras\n"
         "m = keras.models.load_model(sys.argv[1], compile=False); x = np.load(sys.argv[2])\n"
-        "np.save(sys.argv[3], m.predict(x, verbose=0)); m.export(sys.argv[4], verbose=False); m.save(sys.argv[4] + '.keras')",
+        "np.save(sys.argv[3], m.predict(x, verbose=0)); m.export(sys.argv[4], verbose=False)\n"
+        "m.save(sys.argv[4] + '.keras')",
         source,
         tmp_path / "x.npy",
         tmp_path / "y.npy",

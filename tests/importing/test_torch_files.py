@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,9 @@ from lowbit.exceptions import ModelError
 from lowbit.graph import load_model, serialize
 from lowbit.importing import import_model
 from lowbit.runtime import open_session
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 X = torch.randn(3, 2, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -89,7 +91,7 @@ def test_weights_need_their_class(network: Network, tmp_path: Path) -> None:
             import_model(path, X)
         with pytest.raises(ModelError, match="do not fit Network"):
             import_model(path, X, architecture=lambda: Network(5))
-    with pytest.raises(ModelError, match="missing: .*; unknown: first"):
+    with pytest.raises(ModelError, match=r"missing: .*; unknown: first"):
         import_model(paths[0], X, architecture=lambda: nn.Sequential(nn.Linear(2, 2)))
 
 
@@ -122,7 +124,7 @@ def test_a_broken_safetensors_file_is_refused(network: Network, tmp_path: Path) 
 
 def test_code_in_a_file_does_not_run(network: Network, tmp_path: Path) -> None:
     torch.save(network, tmp_path / "module.pt")
-    with pytest.raises(ModelError, match="would run code.*state_dict"):
+    with pytest.raises(ModelError, match=r"would run code.*state_dict"):
         import_model(tmp_path / "module.pt", X, architecture=Network)
     for name in ("cut.pt", "cut.pt2"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 cut off")

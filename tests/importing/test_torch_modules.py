@@ -244,7 +244,7 @@ def test_bad_input() -> None:
         import_model(empty, torch.randn(1, 3, 8, 8))
     with pytest.raises(ModelError, match="no example inputs"):
         import_model(Convolutional())
-    with pytest.raises(ModelError, match="not what Convolutional.forward takes"):
+    with pytest.raises(ModelError, match=r"not what Convolutional.forward takes"):
         import_model(Convolutional(), (torch.randn(1), torch.randn(1)))
     with pytest.raises(ModelError, match="does not run on the example inputs"):
         import_model(Convolutional(), torch.randn(1, 4, 8, 8))

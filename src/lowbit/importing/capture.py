@@ -75,7 +75,7 @@ def capture_error(module: torch.nn.Module, error: BaseException) -> ModelError:
     said = f"{type(error).__name__}: {error}"
     if any(mark in said for mark in _DATA_DEPENDENT):
         return ModelError(
-            f"{name} cannot be captured as one graph: {place or 'a line of its forward'} decides by the values of tensors",
+            f"{name} cannot be captured as one graph: {place or 'its forward'} decides by values of tensors",
             cause="a graph runs the same operators for every input",
             remedy="Write the choice with torch.where, or with torch.cond where only one branch may run; "
             "a number taken from a tensor (.item(), int(), a boolean index) must become a constant or a fixed-size mask",

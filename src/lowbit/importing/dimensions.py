@@ -43,8 +43,8 @@ class OpenAxes:
 def open_axes(examples: Examples) -> OpenAxes:
     """Open the batch of every input, and the length of what looks like tokens or a mask over them.
 
-    The batch is axis 0 of every tensor that has as many entries there as the first one. Whole numbers or booleans of two
-    or more axes are tokens: their axis 1 is the length of the sequence. Sizes of pictures stay as they are.
+    The batch is axis 0 of every tensor that has as many entries there as the first one. Whole numbers or booleans of
+    two or more axes are tokens: their axis 1 is the length of the sequence. Sizes of pictures stay as they are.
     """
     tensors = examples.tensors()
     size = next((tensor.shape[0] for tensor in tensors if tensor.ndim), None)
@@ -73,7 +73,7 @@ def doubled(examples: Examples, axes: OpenAxes) -> Examples:
 
 
 def name_dimensions(model: ir.Model, axes: Iterable[dict[int, str]]) -> None:
-    """Rename the symbols of all shapes in place: as the open axes of the inputs are called, others `dim_0`, `dim_1` …."""
+    """Rename the symbols of all shapes in place, as the open axes of the inputs are called."""
     import onnx_ir as ir
 
     names: dict[str, str] = {}

@@ -19,8 +19,8 @@ __all__ = ["evaluating"]
 def evaluating(module: torch.nn.Module) -> Iterator[list[str]]:
     """Put a module and everything that it calls into evaluation mode; restore every flag at the end.
 
-    Modules that are no submodules, such as those that a wrapper keeps in a list, are found when they are called: run the
-    module once inside before it is captured. Fake quantizers stop observing and keep their ranges meanwhile.
+    Modules that are no submodules, such as those that a wrapper keeps in a list, are found when they are called: run
+    the module once inside before it is captured. Fake quantizers stop observing and keep their ranges meanwhile.
 
     Yields:
         The types of the modules that were found in training mode only when they were called.

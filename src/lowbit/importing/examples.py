@@ -63,12 +63,14 @@ def examples_of(module: torch.nn.Module, given: Any) -> Examples:
 
     if given is None:
         raise ModelError(f"{type(module).__name__} has no example inputs", cause="a module has no shapes", remedy=_HOW)
+    positional: tuple[Any, ...] = ()
+    named: dict[str, Any] = {}
     if isinstance(given, Mapping):
-        positional, named = (), {str(name): value for name, value in given.items()}
+        named = {str(name): value for name, value in given.items()}
     elif isinstance(given, (tuple, list)):
-        positional, named = tuple(given), {}
+        positional = tuple(given)
     else:
-        positional, named = (given,), {}
+        positional = (given,)
     anchor = next(iter(module.parameters()), None)
     device = torch.device("cpu") if anchor is None else anchor.device
 

@@ -1,4 +1,4 @@
-"""What PyTorch's exporter computes while the model runs although the types and shapes that it wrote down say it already."""
+"""What PyTorch's exporter computes at run time although the types and shapes that it wrote down say it already."""
 
 from __future__ import annotations
 

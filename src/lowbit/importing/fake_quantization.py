@@ -20,7 +20,7 @@ def settled(quantizer: torch.nn.Module) -> torch.nn.Module:
     import torch
 
     # What exported programs quantize with; unlike `torch.fake_quantize_*`, these can be captured with an open batch.
-    import torch.ao.quantization.fx._decomposed  # noqa: F401
+    import torch.ao.quantization.fx._decomposed
 
     pairs = torch.ops.quantized_decomposed
     enabled = bool(quantizer.fake_quant_enabled.reshape(-1)[0])
@@ -30,7 +30,7 @@ def settled(quantizer: torch.nn.Module) -> torch.nn.Module:
     scale, zero_point = quantizer.scale.detach().clone(), quantizer.zero_point.detach().to(torch.int64)
     axis = int(quantizer.ch_axis)
 
-    class Settled(torch.nn.Module):  # type: ignore[misc]
+    class Settled(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("scale", scale)

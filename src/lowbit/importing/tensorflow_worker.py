@@ -2,8 +2,8 @@
 
     python tensorflow_worker.py MODEL OUT.onnx OPSET
 
-It imports nothing of lowbit, which need not be installed there. The last line of stdout is the answer: `{"notes": [...]}`,
-or `{"error": ..., "cause": ..., "remedy": ...}` and exit status 3.
+It imports nothing of lowbit, which need not be installed there. The last line of stdout is the answer:
+`{"notes": [...]}`, or `{"error": ..., "cause": ..., "remedy": ...}` and exit status 3.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _from_keras(source: Path, opset: int) -> tuple[Any, list[str]]:
     except Exception as error:
         said = _first_line(error)
         text = str(error)
-        if "safe_mode" in text or "Lambda" in text and "unsafe" in text:
+        if "safe_mode" in text or ("Lambda" in text and "unsafe" in text):
             raise Refusal(
                 f"{source} holds a Lambda layer", "it is Python code, which lowbit never runs", _EXPORT
             ) from error
@@ -93,7 +93,7 @@ def _from_saved_model(source: Path, opset: int) -> tuple[Any, list[str]]:
     given = function.structured_input_signature[1]
     signature = [tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in given.items()]
 
-    @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=signature)
     def call(*arrays: Any) -> Any:
         return function(**dict(zip(given, arrays, strict=True)))
 
@@ -111,8 +111,7 @@ def _from_tflite(source: Path, opset: int) -> tuple[Any, list[str]]:
     data = source.read_bytes()
     if data[4:8] != b"TFL3":
         raise Refusal(f"{source} is not a TFLite file, or is cut off", remedy="Convert or download it again")
-    with open(os.devnull, "w", encoding="utf-8"):
-        interpreter = tf.lite.Interpreter(model_content=data)
+    interpreter = tf.lite.Interpreter(model_content=data)
     try:
         interpreter.allocate_tensors()
     except Exception as error:

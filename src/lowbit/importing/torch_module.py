@@ -39,8 +39,8 @@ def from_module(
     Args:
         module: Any module that PyTorch can export.
         example_inputs: A tensor, a tuple of the arguments of `forward`, or a dict of its named arguments.
-        dynamic: Open axes by the input's name, e.g. `{"x": {0: "batch", 2: "height"}}`; empty closes all. By default the
-            batch is open, and the length of inputs of whole numbers.
+        dynamic: Open axes by the input's name, e.g. `{"x": {0: "batch", 2: "height"}}`; empty closes all. By default
+            the batch is open, and the length of inputs of whole numbers.
 
     Raises:
         ModelError: The module cannot be captured or expressed in ONNX, holds no values, or computes something else than
@@ -66,7 +66,7 @@ def from_module(
                 model = _converted(module, capture(module, shown, attempt))
             except ModelError:
                 raise
-            except Exception as error:  # PyTorch raises dozens of types here
+            except Exception as error:  # noqa: BLE001 - PyTorch raises dozens of types here
                 last = error
                 refusals.append(str(capture_error(module, error)))
                 continue
@@ -80,8 +80,8 @@ def from_module(
                 raise ModelError(
                     f"the graph of {type(module).__name__} does not compute what the module does",
                     cause=wrong,
-                    remedy="Look for random numbers (dropout with training=True), or for numbers that forward takes from "
-                    "tensors and that the exporter keeps as constants",
+                    remedy="Look for random numbers (dropout with training=True), or for numbers that forward takes "
+                    "from tensors and that the exporter keeps as constants",
                 )
             if refusals:
                 closed = {name for own in axes.inputs for name in own.values()}
@@ -129,9 +129,8 @@ def _attempts(axes: OpenAxes, *, fallback: bool) -> Iterator[OpenAxes]:
 def _asked_axes(module: torch.nn.Module, examples: Examples, dynamic: Mapping[str, Mapping[int, str]]) -> OpenAxes:
     import inspect
 
-    from torch.utils import _pytree as pytree
-
     import torch
+    from torch.utils import _pytree as pytree
 
     bound = inspect.signature(module.forward).bind(*examples.positional, **examples.named)
     found: dict[int, dict[int, str]] = {}
@@ -210,6 +209,7 @@ def _translation_error(module: torch.nn.Module | None, error: Exception) -> Mode
 
 
 def arrays_of(outputs: Any) -> list[NDArray[Any]]:
+    """Return every tensor of nested outputs as an array; bfloat16 as float32."""
     import torch
     from torch.utils import _pytree as pytree
 

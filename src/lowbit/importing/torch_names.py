@@ -68,7 +68,7 @@ def name_operators(model: ir.Model) -> None:
 
 
 def forget_origin(model: ir.Model) -> None:
-    """Drop the exporter's remarks: they name files on this machine, so that the same module had other bytes elsewhere."""
+    """Drop the exporter's remarks: they name files on this machine, and the same module must give the same bytes."""
     model.metadata_props.clear()
     roots: list[Any] = [*model.graphs(), *model.functions.values()]
     for root in roots:

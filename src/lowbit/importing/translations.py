@@ -1,7 +1,7 @@
 """PyTorch's quantization operators as the standard's QuantizeLinear and DequantizeLinear.
 
-The exporter reads the annotations of the functions here: `float` and `int` come as Python numbers, `TensorType` as values.
-Imported only where a module is exported.
+The exporter reads the annotations of the functions here: `float` and `int` come as Python numbers, `TensorType` as
+values. Imported only where a module is exported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
-from onnxscript.onnx_types import TensorType
+from onnxscript.onnx_types import TensorType  # noqa: TC002 - the exporter resolves the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ("quantize_per_channel", "default", _quantize_per_channel),
         ("dequantize_per_channel", "default", _dequantize_per_channel),
     ):
-        # These exist only after a module that uses them has been made: their library registers them when it is imported.
+        # These exist only once a module that uses them was made: their library registers them when imported.
         packet = getattr(decomposed, name, None)
         if packet is not None and overload in packet.overloads():
             table[getattr(packet, overload)] = function

@@ -64,7 +64,6 @@ from lowbit.targets import Target, find_target
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import onnx
     import onnx_ir as ir
 
     from lowbit.data import Dataset, Preprocessing
@@ -138,8 +137,8 @@ def quantize(
     """Make a model small and fast for a target, and measure what it cost.
 
     Args:
-        model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; or a model of another framework, in memory or as
-            a file: whatever `import_model` brings in. Never changed.
+        model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; or a model of another framework, in memory or
+            as a file: whatever `import_model` brings in. Never changed.
         example_inputs: For PyTorch: the arguments of one call; by default the first sample of `data`.
         data: Calibration data: a folder, `.npz`, `.npy` or `.zip`, an iterable of `{input name: array}` or arrays, a
             PyTorch `DataLoader`, a function returning an iterable, or `random`. 100 to 300 samples are enough.
@@ -173,7 +172,8 @@ def quantize(
     """
     asked = _recipe(recipe, options)
     settings = asked.resolved()
-    source, imported = model, ()
+    source = model
+    imported: tuple[str, ...] = ()
     if is_foreign(model):
         with stages("Import the model", None):
             brought = import_model(model, example_inputs, data=data)
