@@ -16,6 +16,7 @@ from lowbit.exceptions import LowbitError
 
 if TYPE_CHECKING:
     from lowbit.data import Preprocessing
+    from lowbit.importing import import_model
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
@@ -56,6 +57,7 @@ __all__ = [
     "distill",
     "export",
     "finalize",
+    "import_model",
     "inspect",
     "pack",
     "prune",
@@ -85,6 +87,7 @@ _HOMES = {
     "distill": "lowbit.methods.qat",
     "finalize": "lowbit.methods.finalize",
     "export": "lowbit.methods.export",
+    "import_model": "lowbit.importing",
     "inspect": "lowbit.methods.inspect",
     "pack": "lowbit.methods.pack",
     "prune": "lowbit.methods.prune",

@@ -17,6 +17,7 @@ from lowbit.cli.check import check
 from lowbit.cli.compare import compare
 from lowbit.cli.diagnose import diagnose
 from lowbit.cli.export import export
+from lowbit.cli.import_ import import_
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
 from lowbit.cli.pack import pack, unpack
@@ -94,6 +95,7 @@ def application(context: click.Context) -> None:
       lowbit check model.onnx                     what would run in integers, and why not
       lowbit inspect model.int8.onnx              what a file contains
       lowbit export model.int8.onnx -o model.tflite
+      lowbit import model.keras                   a model of another framework in, ONNX out
       lowbit probe model.onnx                     what its operators cost on this machine
       lowbit prune model.onnx --data calib/       the weights that matter least become zero
       lowbit pack model.int8.onnx                 one small file for download; `lowbit unpack` gives the same bytes
@@ -102,7 +104,7 @@ def application(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, compare, diagnose, check, inspect, export, probe, prune, pack, unpack, targets):
+for _command in (quantize, compare, diagnose, check, inspect, import_, export, probe, prune, pack, unpack, targets):
     application.add_command(_command)
 
 

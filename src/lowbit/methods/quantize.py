@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lowbit.data import batched, input_specs
 from lowbit.exceptions import RecipeError
 from lowbit.graph import clean, load_model, save_model
+from lowbit.importing import import_model, is_foreign
 from lowbit.methods.account import provenance_of, warnings_of
 from lowbit.methods.apply import apply_plan
 from lowbit.methods.calibrate import observed_shapes
@@ -36,7 +37,6 @@ from lowbit.plan.sites import find_sites
 from lowbit.targets import Target, find_target
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
     from lowbit.data import Dataset, Preprocessing
@@ -49,9 +49,10 @@ _WHY_DATA = "measures on samples what the model's tensors hold"
 
 
 def quantize(
-    model: str | Path | onnx.ModelProto | ir.Model,
+    model: Any,
     data: Any = None,
     *,
+    example_inputs: Any = None,
     test_data: Any = None,
     labels: str | Path | None = None,
     preprocessing: Preprocessing | None = None,
@@ -70,7 +71,9 @@ def quantize(
     """Make a model small and fast for a target, and measure what it cost.
 
     Args:
-        model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; never changed.
+        model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; or a model of another framework, in memory or
+            as a file: whatever `import_model` brings in. Never changed.
+        example_inputs: For PyTorch: the arguments of one call; by default the first sample of `data`.
         data: Calibration data: a folder, `.npz`, `.npy` or `.zip`, an iterable of `{input name: array}` or arrays, a
             PyTorch `DataLoader`, a function returning an iterable, or `random`. 100 to 300 samples are enough.
         test_data: Held-out data for verification; by default a fifth of `data` is kept back for it.
@@ -104,6 +107,12 @@ def quantize(
     """
     asked = _recipe(recipe, options)
     settings = asked.resolved()
+    source = model
+    imported: tuple[str, ...] = ()
+    if is_foreign(model):
+        with stages("Import the model", None):
+            brought = import_model(model, example_inputs, data=data)
+        model, imported = brought.model, brought.notes
     if settings.target == FASTEST_HERE:
         if plan is not None:
             raise RecipeError(
@@ -214,9 +223,9 @@ def quantize(
         plan=dataclasses.replace(applied.plan, warnings=tuple(dict.fromkeys((*applied.plan.warnings, *warnings)))),
         verification=dataclasses.replace(verification, warnings=tuple(warnings)),
         histograms=histograms,
-        source=_label(model),
-        notes=(*cleaned.notes, *prepared.notes, *tried),
-        provenance=provenance_of(model, cleaned.model, settings, target),
+        source=_label(source),
+        notes=(*imported, *cleaned.notes, *prepared.notes, *tried),
+        provenance=provenance_of(source, cleaned.model, settings, target),
     )
 
 
