@@ -186,3 +186,24 @@ def test_recipes_are_values() -> None:
     assert hash(Recipe()) == hash(Recipe())
     with pytest.raises(dataclasses.FrozenInstanceError):
         Recipe().method = "static"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "expected"),
+    [
+        ("int3", "none", "int3:asymmetric"),
+        ("int4:per-channel", "none", "int4:per-channel:asymmetric"),
+        ("int3:symmetric", "none", "int3:symmetric"),
+        ("int4:narrow", "none", "int4:narrow"),
+        ("int8", "none", "int8"),
+        ("uint4", "none", "uint4"),
+        ("nf4", "none", "nf4"),
+        ("int4", "uint8", "int4"),  # integer kernels multiply codes around zero
+        (None, "none", None),
+    ],
+)
+def test_best_gives_stored_weights_of_few_bits_a_zero_point(
+    weights: str | None, activations: str, expected: str | None
+) -> None:
+    assert Recipe(method="best", weights=weights, activations=activations).resolved().weights == expected
+    assert Recipe(weights=weights, activations=activations).resolved().weights == weights

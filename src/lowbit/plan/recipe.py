@@ -40,6 +40,8 @@ RULE_METHODS: tuple[str, ...] = (*(method for method in METHODS if method != "be
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 OPTIMIZE: tuple[Optimize, ...] = get_args(Optimize)
 _ACTIVATION_WORDS = ("none", "dynamic")
+# Of so many bits and fewer, the level that symmetric codes do not use is worth a zero point.
+_FEW_BITS = 4
 _EXTREME_DB = 200.0
 # Beyond this, weights that are kept apart take more room than codes of twice the bits.
 _MOST_OUTLIERS = 0.05
@@ -203,12 +205,19 @@ class Recipe:
         return chosen
 
     def resolved(self) -> Recipe:
-        """Return the recipe with `best` spelled out: what `auto` chooses, learned, from ranges of least error."""
+        """Return the recipe with `best` spelled out: what `auto` chooses, learned, from ranges of least error.
+
+        Weights of 4 bits and fewer that are only stored get a zero point, unless their format says what it wants: at 3
+        bits that is 8 levels where they are needed instead of 7 around zero.
+        """
         if self.method != "best":
             return self
         weight_range = "mse" if self.weight_range == "minmax" else self.weight_range
         rounding: Rounding = "learned" if self.rounding == "compensated" else self.rounding
-        return dataclasses.replace(self, method="auto", weight_range=weight_range, rounding=rounding)
+        weights = self.weights
+        if weights is not None and self.activations == "none":
+            weights = _with_zero_point(weights)
+        return dataclasses.replace(self, method="auto", weight_range=weight_range, rounding=rounding, weights=weights)
 
     @property
     def learns(self) -> bool:
@@ -252,6 +261,16 @@ class Recipe:
             RecipeError: The file cannot be read or is no recipe.
         """
         return cls.from_dict(read_yaml(path, "recipe"))
+
+
+def _with_zero_point(weights: str) -> str:
+    """Return a format of few bits with a zero point, if it leaves that open."""
+    words = weights.split(":")
+    element = parse_format(weights).element
+    said = {"symmetric", "asymmetric", "narrow"} & set(words)
+    if said or element.kind != "integer" or not element.signed or element.bits > _FEW_BITS:
+        return weights
+    return f"{weights}:asymmetric"
 
 
 def _codebook(text: str) -> bool:
