@@ -15,6 +15,7 @@ from lowbit.graph.constants import constant_array, is_stored_quantized
 from lowbit.graph.half import GUARDED
 from lowbit.methods.activation_ranges import activation_plans
 from lowbit.methods.calibrate import Calibration, Watch
+from lowbit.methods.expected_inputs import expected_mean
 from lowbit.methods.prepare import source_digest
 from lowbit.methods.rerounding import rounding_of
 from lowbit.plan.choose import Choice, NoiseBudget, choose_executions, explain_executions
@@ -266,6 +267,8 @@ def make_plan(
     decision: Decision,
     calibration: Calibration | None,
     shapes: Shapes,
+    *,
+    data_free: bool = False,
 ) -> Plan:
     """Turn a decision and what calibration saw into a plan.
 
@@ -277,6 +280,8 @@ def make_plan(
         decision: What every site becomes.
         calibration: What calibration saw; `None` if nothing is quantized statically.
         shapes: Shape of every tensor for one sample.
+        data_free: Whether calibration saw random numbers, or nothing: means of inputs then are those that folded
+            BatchNormalizations tell, where they do.
     """
     activations = activation_plans(sites, recipe, decision, calibration) if calibration is not None else ()
     entries = []
@@ -294,9 +299,12 @@ def make_plan(
                 )
         mean = None
         correct = recipe.bias_correction and execution in _CORRECTED and weights is not None
-        if correct and calibration is not None and _correctable(site):
+        if correct and _correctable(site):
             read = site.node.inputs[0]
-            found = calibration.means.get(read.name or "") if read is not None else None
+            found = calibration.means.get(read.name or "") if calibration is not None and read is not None else None
+            if data_free and not site.subgraph and site.op_type != "MatMul":
+                told = expected_mean(read)
+                found = found if told is None else told
             mean = pack_floats(found) if found is not None else None
         coded = execution in {"static", "half"}
         rounding, notes = rounding_of(calibration.roundings if calibration else {}, site.path, execution, weights)

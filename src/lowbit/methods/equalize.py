@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowbit.graph.clean.normalized import normalized_of, note_normalized
 from lowbit.graph.clean.values import constant, is_op, only_consumer
 from lowbit.methods.linear_layers import LinearLayer, linear_layer
 from lowbit.rounding.equalization import equalizing_scales, pair_noise
@@ -81,6 +82,7 @@ def equalize(model: ir.Model) -> Equalized:
     pairs, refusals = _pairs(result)
     layers = {id(layer): layer for pair in pairs for layer in (pair.first, pair.second)}
     original = {key: (layer.weight.copy(), layer.bias_copy()) for key, layer in layers.items()}
+    known = {key: normalized_of(layer.node) for key, layer in layers.items()}
     before = [pair.noise() for pair in pairs]
     total = [np.ones(pair.first.channels) for pair in pairs]
     for _ in range(_ROUNDS):
@@ -109,6 +111,12 @@ def equalize(model: ir.Model) -> Equalized:
         kept += chain
     for layer in layers.values():
         layer.store()
+    divisors = {id(pairs[index].first): total[index] for index in kept}
+    for key, statistics in known.items():
+        if statistics is not None:
+            divisor = divisors.get(key)
+            moved = statistics if divisor is None else statistics.mapped(1 / divisor, 0.0)
+            note_normalized(layers[key].node, moved)
     return Equalized(
         model=result,
         pairs=tuple(

@@ -44,7 +44,16 @@ def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Cal
     if work.recipe.rounding == "nearest":
         return found
     seen = found or Calibration(histograms={}, averages={}, means={}, samples=0)
-    plan = make_plan(work.model, work.sites, work.recipe, work.target, decision, seen, work.shapes)
+    plan = make_plan(
+        work.model,
+        work.sites,
+        work.recipe,
+        work.target,
+        decision,
+        seen,
+        work.shapes,
+        data_free=not tells(work.calibration_data),
+    )
     with work.stages("Round weights", None):
         chosen = roundings(
             work.model,

@@ -13,6 +13,7 @@ from lowbit.methods.decide import decide, make_plan
 from lowbit.methods.fitting import calibrated, with_compensation, with_learned
 from lowbit.methods.measuring import timed_again, verified
 from lowbit.methods.planner import budget_of, planner_of
+from lowbit.methods.rerounding import tells
 from lowbit.plan.verification import worst_db
 from lowbit.runtime.session import engine_version
 
@@ -55,7 +56,16 @@ def search(work: Work) -> tuple[Applied, Verification, Calibration | None, Predi
             continue
         tried.add(signature)
         calibration = calibrated(work, decision, calibration)
-        plan = make_plan(work.model, work.sites, recipe, work.target, decision, calibration, work.shapes)
+        plan = make_plan(
+            work.model,
+            work.sites,
+            recipe,
+            work.target,
+            decision,
+            calibration,
+            work.shapes,
+            data_free=not tells(work.calibration_data),
+        )
         if work.recipe.learns and not learned:
             plan, learned = with_learned(work, plan), True
         warnings = (*plan.warnings, *source.warnings, *refusals[-1:])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowbit.graph.clean.normalized import Normalized, normalized_of, note_normalized
 from lowbit.graph.clean.values import (
     all_nodes,
     channel_vector,
@@ -187,6 +188,7 @@ def _fold(model: ir.Model, graph: ir.Graph, node: ir.Node, producer: ir.Node, af
     weight, folded = producer.inputs[1], _folded(producer, affine)
     if weight is None or folded is None:
         raise AssertionError("_refusal lets only constants pass")
+    known = _statistics(node, producer, affine)
     if affine.scale is not None:
         set_constant(weight, folded[0])
     old = producer.inputs[2] if len(producer.inputs) > 2 else None
@@ -197,8 +199,21 @@ def _fold(model: ir.Model, graph: ir.Graph, node: ir.Node, producer: ir.Node, af
             producer.resize_inputs(3)
         producer.replace_input_with(2, new_initializer(model, graph, f"{weight.name}_bias", folded[1]))
     producer.attributes.pop("beta", None)
+    if known is not None:
+        note_normalized(producer, known)
     replace_value(node.outputs[0], producer.outputs[0])
     graph.remove(node, safe=True)
+
+
+def _statistics(node: ir.Node, producer: ir.Node, affine: Affine) -> Normalized | None:
+    """What is known of a follower's output once it is folded, if a BatchNormalization has said it."""
+    if node.op_type != "BatchNormalization":
+        known = normalized_of(producer)
+        return None if known is None else known.mapped(affine.scale, affine.shift)
+    gamma, beta = constant(node.inputs[1]), constant(node.inputs[2])
+    if gamma is None or beta is None:
+        raise AssertionError("_affine lets only constants pass")
+    return Normalized(mean=beta.astype(np.float64), deviation=np.abs(gamma.astype(np.float64)))
 
 
 def _per_weight(producer: ir.Node, scale: np.ndarray, weight: np.ndarray) -> np.ndarray:

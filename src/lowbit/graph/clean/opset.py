@@ -7,6 +7,7 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from lowbit.exceptions import ModelError
+from lowbit.graph.clean.normalized import keep_normalized
 from lowbit.graph.clean.shapes import annotate_shapes, graph_protos
 from lowbit.graph.clean.weightless import restore_weights, weightless_proto
 
@@ -59,6 +60,7 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
         if domain not in {"", "ai.onnx"}:
             converted.opset_imports.setdefault(domain, number)
     converted.metadata_props.update(model.metadata_props)
+    keep_normalized(model, converted)
     converted.producer_name, converted.producer_version = model.producer_name, model.producer_version
     annotate_shapes(converted)
     return _with_ir_version(converted)
