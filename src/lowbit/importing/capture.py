@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit.exceptions import ModelError
+from lowbit.importing.fake_quantization import pairs_instead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ def capture(module: torch.nn.Module, examples: Examples, axes: OpenAxes) -> torc
         if own:
             shapes[tensor] = dict.fromkeys(own, torch.export.Dim.AUTO)
     dynamic = shapes.dynamic_shapes(module, examples.positional, examples.named) if axes else None
-    with quiet():
+    with quiet(), pairs_instead():
         return torch.export.export(module, examples.positional, examples.named, dynamic_shapes=dynamic, strict=False)
 
 
