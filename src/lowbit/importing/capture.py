@@ -79,7 +79,7 @@ def capture_error(module: torch.nn.Module, error: BaseException) -> ModelError:
             f"{name} cannot be captured as one graph: {place or 'its forward'} decides by values of tensors",
             cause="a graph runs the same operators for every input",
             remedy="Write the choice with torch.where, or with torch.cond where only one branch may run; "
-            "a number taken from a tensor (.item(), int(), a boolean index) must become a constant or a fixed-size mask",
+            "a number taken from a tensor (.item(), int(), a boolean index) must become a constant or a mask",
         )
     return ModelError(
         f"{name} cannot be captured by torch.export{f' at {place}' if place else ''}",
