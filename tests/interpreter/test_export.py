@@ -16,7 +16,8 @@ def test_a_quantized_graph_is_exported_with_an_open_batch() -> None:
         parser.parse_model("""
         <ir_version: 10, opset_import: ["" : 17]>
         g (float[N, 4] x) => (float[N, 2] y)
-        <float scale = {0.05}, uint8 zero = {128}, int64[2] shape = {-1, 2}, int64[1] axes = {2}, int64[4] pads = {0, 1, 0, 1},
+        <float scale = {0.05}, uint8 zero = {128}, int64[2] shape = {-1, 2}, int64[1] axes = {2},
+         int64[4] pads = {0, 1, 0, 1},
          int64[3] split = {0, 2, 2}> {
             codes = QuantizeLinear (x, scale, zero)
             values = DequantizeLinear (codes, scale, zero)
