@@ -32,9 +32,11 @@ def settled(quantizer: torch.nn.Module) -> torch.nn.Module:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if not enabled:
                 return x
-            return _pair(x, *((self.scale, self.zero_point) if axis is not None else one), low, high, axis)
+            scale, zero_point = one if axis is None else (self.scale, self.zero_point)
+            return _pair(x, scale, zero_point, low, high, axis)
 
-    one = (float(quantizer.scale.reshape(-1)[0]), int(quantizer.zero_point.reshape(-1)[0]))
+    # A quantizer per tensor has one of each, maybe in a vector; plain numbers can always be captured.
+    one: tuple[Any, Any] = (float(quantizer.scale.reshape(-1)[0]), int(quantizer.zero_point.reshape(-1)[0]))
     result = Settled()
     result.training = False
     return result
