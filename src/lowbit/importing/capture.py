@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit.exceptions import ModelError
+from lowbit.importing.fake_quantization import pairs_instead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ def capture(module: torch.nn.Module, examples: Examples, axes: OpenAxes) -> torc
         if own:
             shapes[tensor] = dict.fromkeys(own, torch.export.Dim.AUTO)
     dynamic = shapes.dynamic_shapes(module, examples.positional, examples.named) if axes else None
-    with quiet():
+    with quiet(), pairs_instead():
         return torch.export.export(module, examples.positional, examples.named, dynamic_shapes=dynamic, strict=False)
 
 
@@ -78,7 +79,7 @@ def capture_error(module: torch.nn.Module, error: BaseException) -> ModelError:
             f"{name} cannot be captured as one graph: {place or 'its forward'} decides by values of tensors",
             cause="a graph runs the same operators for every input",
             remedy="Write the choice with torch.where, or with torch.cond where only one branch may run; "
-            "a number taken from a tensor (.item(), int(), a boolean index) must be a constant or a mask of fixed size",
+            "a number taken from a tensor (.item(), int(), a boolean index) must become a constant or a mask",
         )
     return ModelError(
         f"{name} cannot be captured by torch.export{f' at {place}' if place else ''}",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Interpreter", "to_torch"]
 
+# Shapes, axes, pads and the like are shorter than this.
+_SIZES = 64
+
 
 class Interpreter(torch.nn.Module):  # type: ignore[misc]
     """An ONNX graph as a module: takes the graph's inputs in order, returns a tuple of its outputs in order.
@@ -50,13 +53,21 @@ class Interpreter(torch.nn.Module):  # type: ignore[misc]
         self._block = compiler.compile(model)
         self.islands = tuple(compiler.islands)
         self._slots: dict[str, Slot] = {}
+        self._sizes: dict[str, list[int]] = {}
         statistics = running_statistics(model)
         for key, value in {**graph.initializers, **compiler.inner}.items():
             tensor = initial_value(value)
             learned = tensor.is_floating_point() and _is_wide(value) and value.name not in statistics
             self._slots[key] = place(self, key, tensor, learned=learned)
+            self._note_sizes(key, tensor)
         for key, tensor in compiler.constants.items():
             self._slots[key] = place_constant(self, key, tensor)
+            self._note_sizes(key, tensor)
+
+    def _note_sizes(self, key: str, tensor: torch.Tensor) -> None:
+        """Remember small tensors of whole numbers: shapes and axes, whose values decide what is computed."""
+        if tensor.dtype in {torch.int32, torch.int64} and tensor.numel() <= _SIZES:
+            self._sizes[key] = tensor.reshape(-1).tolist()
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Any, ...]:
         """Compute the outputs.
@@ -80,6 +91,11 @@ class Interpreter(torch.nn.Module):  # type: ignore[misc]
             key: module._parameters[leaf] if leaf in module._parameters else module._buffers[leaf]
             for key, (module, leaf) in self._slots.items()
         }
+        if torch.compiler.is_exporting():
+            # A buffer has no values for torch.export; what is read from these decides what is computed.
+            for key, numbers in self._sizes.items():
+                tensors[key] = tensors[key].clone()
+                tensors[key].known_numbers = numbers
         values: dict[str, Any] = {**tensors, **dict(zip(self.input_names, inputs, strict=False))}
         given = set(self.input_names[: len(inputs)])
         for name, value in named.items():

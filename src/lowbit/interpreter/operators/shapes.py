@@ -19,6 +19,9 @@ __all__ = ["integers"]
 
 def integers(value: Any) -> list[int]:
     """Return a tensor or a list of integers as a list."""
+    known = getattr(value, "known_numbers", None)  # of a tensor that torch.export traces, which has no values itself
+    if known is not None:
+        return list(known)
     return [int(item) for item in (value.reshape(-1).tolist() if isinstance(value, torch.Tensor) else value)]
 
 
