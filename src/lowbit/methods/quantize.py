@@ -262,4 +262,6 @@ def _float_file(source: object, loaded: ir.Model, folder: Path) -> Path:
 
 
 def _label(model: object) -> str:
-    return Path(model).name if isinstance(model, (str, Path)) else "model"
+    if isinstance(model, (str, Path)):
+        return Path(model).name
+    return type(model).__name__ if is_foreign(model) else "model"
