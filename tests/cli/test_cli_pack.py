@@ -99,3 +99,15 @@ def test_a_missing_data_file(folder):
     with pytest.raises(LowbitError, match="missing"):
         package.pack("a.onnx", "a.lbz")
     assert not (folder / "a.lbz").exists()
+
+
+def test_unpacking_that_fails_leaves_no_folders(folder):
+    (folder / "deep" / "er").mkdir(parents=True)
+    onnx.save(onnx.load("net.onnx"), "a.onnx", save_as_external_data=True, location="deep/er/a.bin", size_threshold=64)
+    package.pack("a.onnx", "a.lbz")
+    (folder / "new" / "out.onnx").mkdir(parents=True)
+    with pytest.raises(LowbitError, match="not a regular file"):
+        package.unpack("a.lbz", "new/out.onnx")
+    assert [path.name for path in (folder / "new").iterdir()] == ["out.onnx"]
+    package.unpack("a.lbz", "new/other.onnx")
+    assert (folder / "new" / "deep" / "er" / "a.bin").read_bytes() == (folder / "deep" / "er" / "a.bin").read_bytes()

@@ -13,7 +13,7 @@ from lowbit.container import payload as coding
 from lowbit.container.bytes_model import code_bytes, table_bits
 from lowbit.container.dictionary import dictionary
 from lowbit.container.files import locations, pieces
-from lowbit.container.numbers import BITS, layout
+from lowbit.container.numbers import BITS, dictionary_of, layout
 from lowbit.container.payload import Damage
 from lowbit.container.range_coder import code_uniform, decoder, encoder, finish
 from lowbit.container.wire import join, read_varint, split, varint, walk
@@ -37,9 +37,9 @@ _STRUCTURE_RATIO = 1 << 12
 _RATIO = 1 << 18
 """Bytes that one byte of a file can stand for at most; what claims more is refused before memory is taken for it."""
 _ALL_MIXED = 5_000_000
-"""Decisions, about half a second's, that a whole model may take to be coded by mixing; ..."""
-_SHARE_MIXED = 24
-"""... beyond that, the smallest of its tensors, for this part of the decisions."""
+"""Decisions, one to two seconds' worth, that a whole model may take to be coded by mixing; ..."""
+_SHARE_MIXED = 256
+"""... beyond that, the smallest of its tensors, for this part of the decisions, so that tables set the pace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +216,7 @@ def _bits(tensor: Tensor, bits: int | None) -> int:
 def _mixed(decisions: list[int], *, smallest: bool) -> list[bool]:
     """Return which payloads may be coded by mixing, from the decisions that each would take."""
     total = sum(decisions)
-    left = total if smallest or total <= _ALL_MIXED else max(total // _SHARE_MIXED, _ALL_MIXED // 8)
+    left = total if smallest or total <= _ALL_MIXED else max(total // _SHARE_MIXED, _ALL_MIXED // 64)
     found = [False] * len(decisions)
     for number in sorted(range(len(decisions)), key=lambda number: (decisions[number], number)):
         left -= decisions[number]
@@ -226,7 +226,9 @@ def _mixed(decisions: list[int], *, smallest: bool) -> list[bool]:
 
 def _decisions(bits: int, data: Bytes) -> int:
     """Estimate how many decisions it takes to mix a payload: few where most numbers are the same."""
-    if bits > 8:
-        numbers = data[: len(data) // (bits // 8) * (bits // 8)].reshape(-1, bits // 8)
-        return len(numbers) + 8 * int(np.count_nonzero(numbers[:, -1]))
+    if bits in {16, 32, 64} and len(data) * 8 % bits == 0:
+        if dictionary_of(data, bits) is None:
+            return 8 * len(data)
+        numbers = data.view(f"<u{bits // 8}")
+        return len(numbers) + 8 * int(np.count_nonzero(numbers))
     return len(data) + 8 * int(np.count_nonzero(data))

@@ -117,12 +117,26 @@ def unpack(packed: str | Path, output: str | Path, *, stages: Stages = silent) -
                 remedy="Unpack into an empty folder",
             )
         beside[path] = data
+    made: list[Path] = []
     try:
         for path in beside:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{error.filename} cannot be made", cause=error.strerror or str(error)) from error
-    return save_files(output, found.model, beside)
+            _make_folder(path.parent, made)
+        return save_files(output, found.model, beside)
+    except BaseException as error:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # somebody else's files have come into it
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise OutputError(f"{error.filename} cannot be made", cause=error.strerror or str(error)) from error
+        raise
+
+
+def _make_folder(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those that it is in; note each that was not there, the outermost first."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir()
+        made.append(place)
 
 
 def _read(path: Path) -> bytes:
