@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
     from lowbit.methods.inspect import inspect
+    from lowbit.methods.prune import prune
+    from lowbit.methods.pruned import PruneResult
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
     from lowbit.plan.plan import Plan
@@ -32,6 +34,7 @@ __all__ = [
     "LowbitError",
     "Plan",
     "Preprocessing",
+    "PruneResult",
     "Recipe",
     "Result",
     "Rule",
@@ -40,6 +43,7 @@ __all__ = [
     "compare",
     "diagnose",
     "inspect",
+    "prune",
     "quantize",
 ]
 
@@ -47,6 +51,7 @@ _HOMES = {
     "Diagnosis": "lowbit.methods.diagnose",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
+    "PruneResult": "lowbit.methods.pruned",
     "Recipe": "lowbit.plan.recipe",
     "Result": "lowbit.methods.result",
     "Rule": "lowbit.plan.recipe",
@@ -54,6 +59,7 @@ _HOMES = {
     "compare": "lowbit.methods.compare",
     "diagnose": "lowbit.methods.diagnose",
     "inspect": "lowbit.methods.inspect",
+    "prune": "lowbit.methods.prune",
     "quantize": "lowbit.methods.quantize",
 }
 
