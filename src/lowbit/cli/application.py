@@ -19,6 +19,7 @@ from lowbit.cli.diagnose import diagnose
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
 from lowbit.cli.probe import probe
+from lowbit.cli.prune import prune
 from lowbit.cli.quantize import quantize
 from lowbit.cli.targets import targets
 from lowbit.exceptions import LowbitError
@@ -86,6 +87,7 @@ def application(context: click.Context) -> None:
 
     \b
       lowbit quantize model.onnx --data calib/    an ONNX model in, a verified INT8 model out
+      lowbit prune model.onnx -o pruned.onnx      channels removed, or weights set to zero
       lowbit compare model.onnx model.int8.onnx --data test/
       lowbit diagnose model.onnx --data calib/    why layers are bad, and what helps
       lowbit check model.onnx                     what would run in integers, and why not
@@ -96,7 +98,7 @@ def application(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, compare, diagnose, check, inspect, probe, targets):
+for _command in (quantize, prune, compare, diagnose, check, inspect, probe, targets):
     application.add_command(_command)
 
 

@@ -128,6 +128,8 @@ def prune(
         kept = cheapest(free, scores, costs.macs, share * costs.macs(full), round_to)
     else:
         kept = uniform(free, amount, round_to)
+    _check_reached(target_macs, costs.macs(kept) / max(costs.macs(full), 1.0), "multiplications")
+    _check_reached(target_weights, costs.weights(kept) / max(costs.weights(full), 1.0), "weights")
     removed = _removed(free, scores, kept)
     notes: dict[str, str] = {}
     if compensate and opened is not None and len(removed):
@@ -168,6 +170,15 @@ def _check(
         raise RecipeError(f"a target of {targets[0]} was given", remedy="give the share that is left, in (0, 1]")
     if structured and pattern is not None:
         raise RecipeError(f"the pattern {pattern!r} is for single weights", remedy="add structured=False")
+
+
+def _check_reached(target: float | None, share: float, what: str) -> None:
+    if target is not None and share > target:
+        raise RecipeError(
+            f"a target of {target:.1%} of the {what} cannot be reached",
+            cause=f"with every group cut as far as it may be, {share:.1%} are left",
+            remedy="ask for more, use a smaller round_to, or exclude less",
+        )
 
 
 def _opened(data: object, specs: Any, preprocessing: Preprocessing | None, samples: int, seed: int) -> Dataset:

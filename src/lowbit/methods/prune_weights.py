@@ -147,9 +147,7 @@ def _one(
     return matrix * largest_mask(scores, amount, axis=0 if criterion == "wanda" else None)
 
 
-def _moments(
-    model: ir.Model, nodes: dict[str, ir.Node], data: Dataset, seed: int
-) -> dict[str, NDArray[np.float64]]:
+def _moments(model: ir.Model, nodes: dict[str, ir.Node], data: Dataset, seed: int) -> dict[str, NDArray[np.float64]]:
     inputs = {str(value.name) for value in model.graph.inputs}
     reads = {name: str(node.inputs[0].name) for name, node in nodes.items() if node.inputs[0] is not None}
     wanted = tuple(dict.fromkeys(read for read in reads.values() if read not in inputs))
@@ -197,6 +195,4 @@ def _nonzero(model: ir.Model) -> int:
 
 
 def _row(node: ir.Node, before: NDArray[np.floating], after: NDArray[np.floating], reason: str) -> PrunedGroup:
-    return PrunedGroup(
-        name=str(node.name), units=before.size, kept=int(np.count_nonzero(after)), reason=reason
-    )
+    return PrunedGroup(name=str(node.name), units=before.size, kept=int(np.count_nonzero(after)), reason=reason)
