@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 
 import lowbit
@@ -22,6 +23,25 @@ from lowbit.runtime.session import open_session
 
 DATA = Path(os.environ.get("LOWBIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 Parse = Callable[..., onnx.ModelProto]
+
+
+@pytest.fixture(name="parse")
+def _parse() -> Parse:
+    """Read a graph's text; tensors called `w…` and `b…` that it declares become random weights and biases."""
+
+    def parse(text: str) -> onnx.ModelProto:
+        proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
+        rng = np.random.default_rng(0)
+        for value in list(proto.graph.value_info):
+            if value.name[0] in "wb":
+                shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+                array = (rng.standard_normal(shape) * 0.3).astype(np.float32)
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+        onnx.checker.check_model(proto)
+        return proto
+
+    return parse
+
 
 RESIDUAL = """g (float[N, 3, 8, 8] x) => (float[N, 5] y)
     <float[16, 3, 3, 3] w1, float[16] b1, float[16, 16, 3, 3] w2, float[16, 16, 3, 3] w3, float[1, 16, 1, 1] b3,

@@ -67,7 +67,7 @@ def prune_weights(
     n_of_m, block = _parsed(pattern)
     if (block is not None and criterion == "sparse-gpt") or (everywhere and (criterion != "magnitude" or pattern)):
         raise RecipeError(
-            f"{criterion} with the pattern {pattern} and allocation {'global' if everywhere else 'uniform'} does not go",
+            f"{criterion} does not go with the pattern {pattern} and allocation {'global' if everywhere else 'uniform'}",
             remedy="blocks go with magnitude and wanda, the global allocation with magnitude alone",
         )
     model = trace.model.clone()

@@ -1,7 +1,7 @@
 """SparseGPT: weights that go are made up for by those that stay.
 
-Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot (2023). `H` and `U` are the
-paper's: second moments of the inputs, and the upper Cholesky factor of their inverse.
+Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot (2023). `H` and `U` are
+the paper's: second moments of the inputs, and the upper Cholesky factor of their inverse.
 """
 
 from __future__ import annotations

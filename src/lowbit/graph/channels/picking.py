@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ def split(trace: Trace, node: ir.Node) -> None:
     sizes = [trace.shape(output)[axis] for output in node.outputs]
     channels = axes[axis]
     bounds = np.cumsum([0, *sizes]).tolist()
-    pieces = [None if channels is None else channels[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    pieces = [None if channels is None else channels[a:b] for a, b in pairwise(bounds)]
     for output, piece in zip(node.outputs, pieces, strict=True):
         trace.axes[str(output.name)] = [*axes[:axis], piece, *axes[axis + 1 :]]
     if channels is None:

@@ -5,8 +5,8 @@ batch, places of a picture, steps of a sequence. An operator joins channels that
 sides of an Add), rearranges them (Concat, Split, Transpose, Reshape) or ends them (a convolution reads them in its
 weight and makes others). What is not understood freezes the channels that it reads, with the reason in words.
 
-The idea is that of DepGraph (Fang, Ma, Song, Mi and Wang, 2023); here it is carried out channel by channel, not layer by
-layer, so that concatenated, split and shuffled channels need no rules of their own.
+The idea is that of DepGraph (Fang, Ma, Song, Mi and Wang, 2023); here it is carried out channel by channel, not layer
+by layer, so that concatenated, split and shuffled channels need no rules of their own.
 """
 
 from __future__ import annotations
