@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -134,7 +135,13 @@ def prune(
     notes: dict[str, str] = {}
     if compensate and opened is not None and len(removed):
         with stages("refitting what reads removed channels", None):
-            trace, notes = refit_readers(trace, removed, opened, seed=seed)
+            refitted, notes = refit_readers(trace, removed, opened, seed=seed)
+            # Layers that err less can still add up to more at the outputs.
+            errors = [_error(trace, found, removed, opened) for found in (trace, refitted)]
+            if errors[1] < errors[0]:
+                trace = refitted
+            else:
+                notes = dict.fromkeys(notes, f"not refitted: error at the outputs {errors[0]:.1%} -> {errors[1]:.1%}")
     number = {id(group): int(count) for group, count in zip(free, kept, strict=True)}
     return PruneResult(
         model=_finished(remove_channels(trace, removed)),
@@ -179,6 +186,22 @@ def _check_reached(target: float | None, share: float, what: str) -> None:
             cause=f"with every group cut as far as it may be, {share:.1%} are left",
             remedy="ask for more, use a smaller round_to, or exclude less",
         )
+
+
+def _error(whole: Trace, found: Trace, removed: NDArray[np.int64], data: Dataset) -> float:
+    """Return the error of all float outputs without the removed channels, relative to their size."""
+    from lowbit.runtime.session import open_session
+    from lowbit.runtime.staging import staged
+
+    with staged(whole.model) as before, staged(remove_channels(found, removed)) as after:
+        sessions = [open_session(before), open_session(after)]
+    lost = power = 0.0
+    for feed in islice(data, 64):
+        for reference, got in zip(*(session.run(feed) for session in sessions), strict=True):
+            if reference.dtype.kind == "f":
+                lost += float(np.square(got.astype(np.float64) - reference).sum())
+                power += float(np.square(reference.astype(np.float64)).sum())
+    return float(np.sqrt(lost / max(power, 1e-30)))
 
 
 def _opened(data: object, specs: Any, preprocessing: Preprocessing | None, samples: int, seed: int) -> Dataset:

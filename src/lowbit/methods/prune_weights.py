@@ -67,7 +67,7 @@ def prune_weights(
     n_of_m, block = _parsed(pattern)
     if (block is not None and criterion == "sparse-gpt") or (everywhere and (criterion != "magnitude" or pattern)):
         raise RecipeError(
-            f"{criterion} does not go with the pattern {pattern} and allocation {'global' if everywhere else 'uniform'}",
+            f"{criterion} does not go with the pattern {pattern} and this allocation",
             remedy="blocks go with magnitude and wanda, the global allocation with magnitude alone",
         )
     model = trace.model.clone()
@@ -157,7 +157,7 @@ def _moments(model: ir.Model, nodes: dict[str, ir.Node], data: Dataset, seed: in
     sums: dict[str, NDArray[np.float64]] = {}
     count = 0
     for feed in islice(data, _SAMPLES):
-        arrays = {**feed, **dict(zip(wanted, session.run(feed, list(wanted)), strict=True))}
+        arrays = {**feed, **dict(zip(wanted, session.run(feed, list(wanted)) if wanted else [], strict=True))}
         for name, node in nodes.items():
             rows = input_rows(_site(node), arrays[reads[name]], _ROWS, generator).astype(np.float64).transpose(1, 0, 2)
             square = rows.transpose(0, 2, 1) @ rows / rows.shape[1]

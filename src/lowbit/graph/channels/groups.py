@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.graph.channels.trace import Role, Trace
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from lowbit.graph.channels.trace import Role, Trace
 
 __all__ = ["ChannelGroup", "find_groups"]
 

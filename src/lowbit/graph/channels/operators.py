@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from lowbit.graph.channels.joining import concat, elementwise, same_places
 from lowbit.graph.channels.layers import batch_norm, conv, conv_transpose, gemm, matmul
 from lowbit.graph.channels.picking import gather, resize, slice_, split
@@ -13,6 +11,8 @@ from lowbit.graph.channels.reshaping import flatten, reshape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import onnx_ir as ir
 
     from lowbit.graph.channels.trace import Trace
 

@@ -6,13 +6,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from lowbit.graph.channels.rewriting import replace_constant
 from lowbit.graph.constants import constant_array, is_constant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import onnx_ir as ir
 
     from lowbit.graph.channels.trace import Keep, Trace
 
