@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +31,7 @@ __all__ = ["WEIGHT_CRITERIA", "prune_weights"]
 
 WEIGHT_CRITERIA = ("magnitude", "wanda", "sparse-gpt")
 
-_ROWS, _SAMPLES = 256, 64
+_ROWS = 256
 
 
 def prune_weights(
@@ -156,7 +155,7 @@ def _moments(model: ir.Model, nodes: dict[str, ir.Node], data: Dataset, seed: in
     generator = np.random.default_rng(seed)
     sums: dict[str, NDArray[np.float64]] = {}
     count = 0
-    for feed in islice(data, _SAMPLES):
+    for feed in data:
         arrays = {**feed, **dict(zip(wanted, session.run(feed, list(wanted)) if wanted else [], strict=True))}
         for name, node in nodes.items():
             rows = input_rows(_site(node), arrays[reads[name]], _ROWS, generator).astype(np.float64).transpose(1, 0, 2)
