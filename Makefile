@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench tensorflow clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -24,6 +24,15 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.accuracy $(BENCH)
 	$(BIN)/python -m benchmarks.startup
+
+# Converts Keras and TFLite models; apart from everything else, because TensorFlow and PyTorch do not share an environment.
+TENSORFLOW := $(HOME)/.cache/lowbit-bench/tensorflow
+tensorflow: $(TENSORFLOW)/ready
+
+$(TENSORFLOW)/ready:
+	$(PYTHON) -m venv $(TENSORFLOW)
+	$(TENSORFLOW)/bin/python -m pip install tensorflow-cpu==2.21.0 tf2onnx==1.17.0
+	touch $@
 
 clean:
 	rm -rf $(VENV) demo/out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,7 +2,7 @@
 
 The mean cosine between the embeddings of the float and of the compressed model, over the test sentences of the case,
 with the size of the file and the seconds that quantizing took. All weights are stored in 4 bits, the embedding tables
-too, so that the files are of one size.
+too, so that the files are of one size. "dynamic int8" is 8-bit weights under 8-bit activations with ranges of run time.
 """
 
 from __future__ import annotations
@@ -39,6 +39,15 @@ LOWBIT: dict[str, dict[str, str]] = {
     "lowbit gptq, mse ranges": {"rounding": "gptq", "weight_range": "mse"},
     "lowbit awq + gptq, mse ranges": {"rounding": "gptq", "weight_range": "mse", "smooth": "awq"},
 }
+DYNAMIC: dict[str, dict[str, str]] = {
+    "lowbit dynamic int8": {"weights": "int8:per-channel"},
+    "lowbit dynamic int8, smoothquant": {"weights": "int8:per-channel", "smooth": "smoothquant"},
+    "lowbit dynamic int8, smoothquant + gptq": {
+        "weights": "int8:per-channel",
+        "smooth": "smoothquant",
+        "rounding": "gptq",
+    },
+}
 PEERS = ("onnxruntime nearest", "onnxruntime hqq", "onnxruntime k-quant", "onnxruntime gptq")
 
 
@@ -70,11 +79,19 @@ def with_lowbit(case: Case, path: Path, options: dict[str, str]) -> None:
     result = lowbit.quantize(
         case.model,
         data=case.calibration,
-        test_data=case.test[:2],
+        test_data=case.selection[:2],
         method="weight-only",
         weights=f"int4:block={_BLOCK}",
         measure_seconds=0,
         **options,
+    )
+    result.save(path)
+
+
+def with_dynamic(case: Case, path: Path, options: dict[str, str]) -> None:
+    """Quantize with lowbit: 8-bit weights, ranges of 8-bit activations found at run time."""
+    result = lowbit.quantize(
+        case.model, data=case.calibration, test_data=case.selection[:2], method="dynamic", measure_seconds=0, **options
     )
     result.save(path)
 
@@ -109,15 +126,15 @@ def with_onnxruntime(case: Case, path: Path, algorithm: str) -> None:
     quantizer.model.save_model_to_file(str(path), use_external_data_format=False)
 
 
-def measure(case: Case, reference: Array, name: str, quantize: Callable[[Path], None]) -> Row:
-    """Quantize and compare the embeddings."""
+def measure(case: Case, reference: Array, name: str, quantize: Callable[[Path], None], *, select: bool) -> Row:
+    """Quantize and compare the embeddings of the test sentences or, to select, of those for choosing."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         start = time.perf_counter()
         try:
             quantize(path)
             seconds = time.perf_counter() - start
-            outputs = run_all(open_session(path), case.test)
+            outputs = run_all(open_session(path), case.selection if select else case.test)
         except Exception as error:  # noqa: BLE001 - what a peer cannot do is a row of the table
             return Row(name=name, error=f"{type(error).__name__}: {error}")
         found = np.concatenate([sample[0] for sample in outputs])
@@ -127,7 +144,7 @@ def measure(case: Case, reference: Array, name: str, quantize: Callable[[Path], 
             name=name,
             cosine=float(cosines.mean()),
             worst=float(cosines.min()),
-            score=case.metric(outputs),
+            score=float("nan") if select else case.metric(outputs),
             megabytes=path.stat().st_size / 1e6,
             seconds=seconds,
         )
@@ -136,19 +153,24 @@ def measure(case: Case, reference: Array, name: str, quantize: Callable[[Path], 
 def main() -> None:
     """Quantize in all ways and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=[*LOWBIT, *PEERS], default=[*LOWBIT, *PEERS], metavar="NAME")
+    everything = [*LOWBIT, *DYNAMIC, *PEERS]
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="NAME")
+    parser.add_argument(
+        "--select", action="store_true", help="compare on sentences for choosing a method, which no test uses"
+    )
     arguments = parser.parse_args()
     case = load_case("minilm")
-    reference = np.concatenate([sample[0] for sample in run_all(open_session(case.model), case.test)])
+    sentences = case.selection if arguments.select else case.test
+    reference = np.concatenate([sample[0] for sample in run_all(open_session(case.model), sentences)])
     table = Table("", "mean cosine", "lowest", case.metric_name, "MB", "seconds")
     for name in arguments.only:
-        options = LOWBIT.get(name)
-        run = (
-            partial(with_lowbit, case, options=options)
-            if options is not None
-            else partial(with_onnxruntime, case, algorithm=name.split(" ", 1)[1])
-        )
-        row = measure(case, reference, name, run)
+        if name in LOWBIT:
+            run = partial(with_lowbit, case, options=LOWBIT[name])
+        elif name in DYNAMIC:
+            run = partial(with_dynamic, case, options=DYNAMIC[name])
+        else:
+            run = partial(with_onnxruntime, case, algorithm=name.split(" ", 1)[1])
+        row = measure(case, reference, name, run, select=arguments.select)
         figures = [f"{row.cosine:.4f}", f"{row.worst:.4f}", f"{row.score:.4f}", f"{row.megabytes:.1f}"]
         shown = ["fails", escape(row.error[:80])] if row.error else [*figures, f"{row.seconds:.0f}"]
         table.add_row(name, *shown)

@@ -32,6 +32,8 @@ class Peer:
         script: Module in `benchmarks.peers`.
         options: Command line options of the script.
         own_interpreter: Whether it runs in the interpreter of the peers and not in ours.
+        environment: Name of that interpreter's folder in the cache, for tools whose requirements exclude each other.
+        suffix: Ending of the file that it writes; `.xml` is OpenVINO's own format.
         deterministic: Whether to run it twice and compare the files.
         tells_architecture: Whether transformers are announced with `--transformer`.
     """
@@ -39,6 +41,8 @@ class Peer:
     script: str
     options: tuple[str, ...] = ()
     own_interpreter: bool = True
+    environment: str = "peers"
+    suffix: str = ".onnx"
     deterministic: bool = False
     tells_architecture: bool = False
 
@@ -100,7 +104,7 @@ def launch(
         raise LaunchError(f"not done after {timeout:.0f} s") from error
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else ""
+        reason = " ".join(lines[-1].split()) if lines else ""
         raise LaunchError(f"exit {done.returncode}: {reason}"[:200])
     if not output.exists():
         raise LaunchError("it reported success and wrote nothing")

@@ -42,7 +42,7 @@ def quantize(arguments: argparse.Namespace, feeds: FeedFolder) -> dict[str, Any]
             per_channel=arguments.per_channel,
             reduce_range=arguments.reduce_range,
             activation_type=QuantType.QUInt8 if arguments.activations == "uint8" else QuantType.QInt8,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QInt4 if arguments.weights == "int4" else QuantType.QInt8,
             calibrate_method=methods[arguments.calibrate],
         )
     return {"preparation": preparation}
@@ -52,6 +52,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser(__doc__)
     arguments.add_argument("--activations", choices=("int8", "uint8"), default="int8")
+    arguments.add_argument("--weights", choices=("int8", "int4"), default="int8")
     arguments.add_argument("--per-channel", action="store_true")
     arguments.add_argument("--reduce-range", action="store_true", help="7-bit weights, safe on x86 without VNNI")
     arguments.add_argument("--calibrate", choices=("minmax", "percentile", "entropy"), default="minmax")

@@ -35,6 +35,7 @@ class Case:
         metric: Scores the model's outputs on `test`; higher is better, 1.0 is perfect.
         metric_name: What `metric` measures, e.g. `top-1`.
         latency_feed: The feed on which the model is timed, batch 1.
+        selection: Feeds on which to choose between methods; disjoint from the others. Few cases have some.
         transformer: Whether a tool that asks for the architecture should be told "transformer".
     """
 
@@ -45,6 +46,7 @@ class Case:
     metric: Callable[[Outputs], float]
     metric_name: str
     latency_feed: Feed
+    selection: Sequence[Feed] = ()
     transformer: bool = False
 
 

@@ -18,7 +18,7 @@ def export_onnx(
     *,
     inputs: list[str],
     outputs: list[str],
-    dynamic: dict[str, Any],
+    dynamic: dict[str, Any] | tuple[Any, ...],
 ) -> Path:
     """Export a module with torch's own exporter, opset 18, to one file; the file appears when it is complete.
 
@@ -28,7 +28,7 @@ def export_onnx(
         path: Where to write.
         inputs: Names of the graph's inputs.
         outputs: Names of the graph's outputs.
-        dynamic: Dynamic axes by name of the module's argument, as `torch.export` takes them.
+        dynamic: Dynamic axes by name or place of the module's argument, as `torch.export` takes them.
 
     Returns:
         `path`.

@@ -16,51 +16,92 @@ from lowbit.exceptions import LowbitError
 
 if TYPE_CHECKING:
     from lowbit.data import Preprocessing
+    from lowbit.importing import import_model
+    from lowbit.methods.channel_pruning import ChannelPruning
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
+    from lowbit.methods.export import Exported, export
+    from lowbit.methods.finalize import finalize
     from lowbit.methods.inspect import inspect
-    from lowbit.methods.prune import prune
-    from lowbit.methods.pruned import PruneResult
+    from lowbit.methods.pack import pack, unpack
+    from lowbit.methods.prune import Pruning, prune
+    from lowbit.methods.prune_channels import prune_channels
+    from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
+    from lowbit.methods.share import Shared, share
+    from lowbit.methods.trainable import trainable
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
+    from lowbit.training.gradual import GradualPruning
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChannelPruning",
     "Diagnosis",
+    "Distillation",
+    "Exported",
+    "GradualPruning",
     "LowbitError",
     "Plan",
     "Preprocessing",
-    "PruneResult",
+    "Pruning",
     "Recipe",
     "Result",
     "Rule",
+    "Shared",
+    "Training",
     "__version__",
     "check",
     "compare",
     "diagnose",
+    "distill",
+    "export",
+    "finalize",
+    "import_model",
     "inspect",
+    "pack",
     "prune",
+    "prune_channels",
+    "qat",
     "quantize",
+    "share",
+    "trainable",
+    "unpack",
 ]
 
 _HOMES = {
+    "ChannelPruning": "lowbit.methods.channel_pruning",
     "Diagnosis": "lowbit.methods.diagnose",
+    "Distillation": "lowbit.methods.qat",
+    "GradualPruning": "lowbit.training.gradual",
+    "Exported": "lowbit.methods.export",
     "Plan": "lowbit.plan.plan",
     "Preprocessing": "lowbit.data",
-    "PruneResult": "lowbit.methods.pruned",
+    "Pruning": "lowbit.methods.prune",
     "Recipe": "lowbit.plan.recipe",
     "Result": "lowbit.methods.result",
     "Rule": "lowbit.plan.recipe",
+    "Shared": "lowbit.methods.share",
+    "Training": "lowbit.methods.qat",
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
     "diagnose": "lowbit.methods.diagnose",
+    "distill": "lowbit.methods.qat",
+    "finalize": "lowbit.methods.finalize",
+    "export": "lowbit.methods.export",
+    "import_model": "lowbit.importing",
     "inspect": "lowbit.methods.inspect",
+    "pack": "lowbit.methods.pack",
     "prune": "lowbit.methods.prune",
+    "prune_channels": "lowbit.methods.prune_channels",
+    "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",
+    "share": "lowbit.methods.share",
+    "trainable": "lowbit.methods.trainable",
+    "unpack": "lowbit.methods.pack",
 }
 
 

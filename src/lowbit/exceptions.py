@@ -15,6 +15,7 @@ __all__ = [
     "OutputError",
     "RecipeError",
     "TargetError",
+    "TrainingError",
 ]
 
 
@@ -65,3 +66,7 @@ class EngineError(LowbitError):
 
 class OutputError(LowbitError):
     """An output cannot be written; whatever stood at its path before is untouched."""
+
+
+class TrainingError(LowbitError):
+    """Training cannot begin or go on: no gradient reaches a weight, or the loss is no number."""

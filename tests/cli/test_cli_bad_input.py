@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_what_stood_there(refused, monkeypatch):
 
 
 def test_a_full_disk_for_temporary_files(refused, monkeypatch):
-    monkeypatch.setattr("lowbit.methods.quantize.save_model", no_space)
+    monkeypatch.setattr("lowbit.methods.measuring.save_model", no_space)
     line = refused("quantize", "net.onnx", "--data", "data.npz", *RUN)
     assert "No space left on device" in line
     assert "TMPDIR" in line

@@ -20,12 +20,12 @@ COMMAND = [sys.executable, "-m", "lowbit.cli"]
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_during_calibration_leaves_nothing(folder, number, status):
-    np.savez("many.npz", x=np.random.default_rng(0).standard_normal((4000, 8, 16, 16)).astype(np.float32))
+    np.savez("many.npz", x=np.random.default_rng(0).standard_normal((8000, 8, 16, 16)).astype(np.float32))
     temporary = folder / "tmp"
     temporary.mkdir()
     before = {path.name for path in folder.iterdir()}
     running = subprocess.Popen(
-        [*COMMAND, "quantize", "net.onnx", "--data", "many.npz", "--method", "static", "--samples", "3000"],
+        [*COMMAND, "quantize", "net.onnx", "--data", "many.npz", "--method", "static", "--samples", "6000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -36,7 +36,7 @@ def test_an_interrupt_during_calibration_leaves_nothing(folder, number, status):
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(1.0)
+    time.sleep(0.3)
     running.send_signal(number)
     out, err = running.communicate(timeout=60)
     assert running.returncode == status, (out, err)

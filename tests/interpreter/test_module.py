@@ -221,3 +221,15 @@ def test_islands_are_named_and_have_no_gradient() -> None:
     (y,) = found(torch.tensor([0.25, 0.75], requires_grad=True))
     assert y.tolist() == [0, 1]
     assert not y.requires_grad
+
+
+def test_a_module_comes_in_evaluation() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[64] x) => (float[64] y)'
+        " { r = Constant<value_float=0.5>() t = Constant<value = bool {1}>() y = Dropout(x, r) }"
+    )
+    module = to_torch(proto)
+    x = torch.ones(64)
+    assert not module.training
+    torch.testing.assert_close(module(x)[0], x)
+    assert (module.train()(x)[0] == 0).any()

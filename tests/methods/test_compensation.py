@@ -315,3 +315,24 @@ def test_recurrent_weights_are_looked_up_too(parse: Callable) -> None:
         result = quantized(proto, data, weights, optimize="size")
         assert [site.execution for site in result.plan.sites] == ["weight-only"]
         assert result.verification.outputs[0].sqnr_real_db > 15
+
+
+@pytest.mark.parametrize("make", [language, vision])
+@pytest.mark.parametrize("weights", ["nf4:block=32", "apot4:per-channel", "codebook16", "nf2:per-channel"])
+def test_codes_of_levels_are_rounded_so_that_errors_cancel(make: Callable[..., lowbit.Result], weights: str) -> None:
+    """Noise at the output falls, plans give the same bytes, and random data round to nearest."""
+    nearest, better = (make(weights, rounding=kind) for kind in ("nearest", "gptq"))
+    gained = [note for note in notes(better) if "by gptq rounding" in note]
+    assert gained
+    assert better.verification.outputs[0].sqnr_real_db > nearest.verification.outputs[0].sqnr_real_db
+    assert any(site.rounding for site in better.plan.sites)
+    text = (TEXT, SHAPES) if make is language else (CONVOLUTIONS, CONV_SHAPES)
+    again = apply_plan(clean(load_model(model_of(*text))).model, better.plan)
+    assert serialize(again.model) == serialize(better.model)
+
+
+def test_learned_levels_need_no_blocks() -> None:
+    bare = language("codebook16", rounding="nearest")
+    stored = [site.weights for site in bare.plan.sites if site.execution == "weight-only"]
+    assert set(stored) == {"codebook16:per-channel"}
+    assert {site.weights for site in language("nf4").plan.sites if site.weights} == {"nf4:block=32"}

@@ -13,7 +13,7 @@ import pytest
 import lowbit
 from lowbit.exceptions import DataError, LowbitError, ModelError, RecipeError, TargetError
 from lowbit.graph import digest, load_model, serialize
-from lowbit.methods import quantize as quantize_module
+from lowbit.methods import measuring
 from lowbit.methods.verify import sqnr_db
 from lowbit.plan.verification import Latency, Verification
 from lowbit.runtime.kernels import read_kernels
@@ -86,7 +86,7 @@ def test_by_default_it_decides_by_cost(parse: Callable, noise: Callable) -> None
 
 def fake_speeds(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> list[str]:
     """Let every plan run at the speed of its method; return the methods in the order they were tried."""
-    real = quantize_module.verify
+    real = measuring.verify
     tried: list[str] = []
 
     def latency(speedup: float) -> Latency:
@@ -105,8 +105,8 @@ def fake_speeds(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> li
         tried.append(method)
         return dataclasses.replace(real(**{**arguments, "seconds": 0.0}), latency=latency(speeds[method]))
 
-    monkeypatch.setattr(quantize_module, "verify", verify)
-    monkeypatch.setattr(quantize_module, "compare_latency", lambda *_, **__: latency(0.5))
+    monkeypatch.setattr(measuring, "verify", verify)
+    monkeypatch.setattr(measuring, "compare_latency", lambda *_, **__: latency(0.5))
     return tried
 
 
@@ -132,6 +132,30 @@ def test_what_is_always_slower_stays_float(monkeypatch: pytest.MonkeyPatch, pars
     assert {site.execution for site in result.plan.sites} == {"float"}
     assert any("nothing was quantized" in warning for warning in result.warnings)
     assert compare(proto, result, feeds) > 100
+
+
+def test_noise_that_is_louder_than_the_signal_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, parse: Callable, noise: Callable
+) -> None:
+    proto = parse(NETWORK)
+    real = measuring.verify
+    tried: list[str] = []
+
+    def verify(**arguments: Any) -> Verification:
+        found = real(**arguments)
+        tried.append(arguments["plan"].method)
+        integers = any(site.execution in {"static", "dynamic"} for site in arguments["plan"].sites)
+        loud = tuple(dataclasses.replace(output, sqnr_real_db=-29.5) for output in found.outputs)
+        return dataclasses.replace(found, outputs=loud) if integers else found
+
+    monkeypatch.setattr(measuring, "verify", verify)
+    result = run(proto, noise(proto, count=5))
+    assert len(tried) > 1
+    assert not any(site.execution in {"static", "dynamic"} for site in result.plan.sites)
+    assert any("its noise was louder than the signal: -29.5 dB" in warning for warning in result.warnings)
+    tried.clear()
+    assert run(proto, noise(proto, count=5), method="static").plan.method == "static"  # what is asked for is done
+    assert tried == ["static"]
 
 
 def test_an_explicit_method_is_done_however_slow(
@@ -426,6 +450,31 @@ def test_an_artifact_carries_its_plan(parse: Callable, noise: Callable, tmp_path
         (site.node, site.execution, site.reason, site.notes) for site in result.plan.sites
     ]
     assert plan.activations == result.plan.activations
+
+
+def test_weights_of_two_bits_run_through_dequantization_and_the_report_says_so(
+    parse: Callable, noise: Callable, tmp_path: Path
+) -> None:
+    proto = parse(
+        "g (float[1,8,9,9] x, float[64,8,3,3] w1, float[64,64,3,3] w2) => (float[1,64,9,9] y) "
+        "{ c = Conv<pads=[1,1,1,1]>(x, w1)\n r = Relu(c)\n y = Conv<pads=[1,1,1,1]>(r, w2) }"
+    )
+    feeds = noise(proto, count=10)
+    result = run(proto, feeds, weights="int2:per-channel", activations="none")
+    assert result.verification.integer_kernels == 0
+    tensors = {value.name: value.const_value for value in result.model.graph.initializers.values()}
+    packed = [tensor for tensor in tensors.values() if tensor.dtype.name == "INT2"]
+    assert [len(tensor.tobytes()) * 4 for tensor in packed] == [64 * 8 * 9, 64 * 64 * 9]
+    assert "dequantization" in str(result)
+    path = tmp_path / "small.onnx"
+    result.save(path)
+    size = path.stat().st_size
+    assert size < proto.ByteSize() / 8
+    assert f"{proto.ByteSize() / size:.1f}" in str(result)
+    # Two bits are four levels: some of the output is left, and the file on disk computes it.
+    assert 0 < compare(proto, result, feeds) < 20
+    saved, memory = (open_session(model, threads=1).run(feeds[0])[0] for model in (path, serialize(result.model)))
+    assert np.array_equal(saved, memory)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from lowbit.methods.decide import decide, make_plan, watch_list
 from lowbit.methods.reconstruct import Schedules, reconstruct
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.sites import find_sites
-from lowbit.reconstruction.learning import Schedule
+from lowbit.reconstruction.learning import BlockLearner, Schedule
 from lowbit.runtime.session import open_session
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import onnx
 
@@ -45,14 +47,24 @@ NET = """g (float[1,3,12,12] x, float[16,3,3,3] w1, float[16] b1, float[16,1,3,3
     m = MatMul(q, w5)
     y = Add(m, b5)
 }"""
+# Two layers whose inputs have much in common, so that errors of roundings add up or cancel.
+DENSE = """g (float[16,24] x, float[24,32] w1, float[32] b1, float[32,10] w2, float[10] b2) => (float[16,10] y) {
+    m = MatMul(x, w1)
+    a = Add(m, b1)
+    r = Relu(a)
+    n = MatMul(r, w2)
+    y = Add(n, b2)
+}"""
 SHORT = Schedules(blocks=Schedule(steps=60), whole=Schedule(steps=60, dropped=0.0))
 
 
 @pytest.fixture
 def planned(parse: Callable, noise: Callable) -> Callable[..., tuple[onnx.ModelProto, Any, Plan, list]]:
-    def call(**options: Any) -> tuple[onnx.ModelProto, Any, Plan, list]:
-        proto = parse(NET)
+    def call(net: str = NET, **options: Any) -> tuple[onnx.ModelProto, Any, Plan, list]:
+        proto = parse(net)
         feeds = noise(proto, count=24)
+        if net.startswith(DENSE[:40]):
+            feeds = [common(feed) for feed in feeds]
         model = clean(load_model(proto)).model
         sites = find_sites(model, TARGET)
         recipe = Recipe(
@@ -64,6 +76,11 @@ def planned(parse: Callable, noise: Callable) -> Callable[..., tuple[onnx.ModelP
         return proto, model, make_plan(model, sites, recipe, TARGET, decision, found, shapes), feeds
 
     return call
+
+
+def common(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return samples whose values rise and fall together."""
+    return {"x": feed["x"] + 2 * feed["x"][:, :1]}
 
 
 def noise_of(proto: onnx.ModelProto, artifact: bytes, feeds: list) -> float:
@@ -112,6 +129,140 @@ def test_what_does_not_help_is_undone(planned: Callable) -> None:
     assert all(block.after <= block.before for block in found.blocks.values())
     assert serialize(apply_plan(model, found.plan, target=TARGET).model) == serialize(
         apply_plan(model, plan, target=TARGET).model
+    )
+
+
+def test_adaround_is_better_than_nearest(planned: Callable, noise: Callable) -> None:
+    proto, model, plan, feeds = planned(DENSE)
+    found = reconstruct(model, plan, TARGET, feeds, kind="adaround")
+    # Every layer is a block of its own, and the plan's codes, rounded to nearest, are what each is compared with.
+    assert len(found.blocks) == 2
+    assert all(block.after < 0.7 * block.before for block in found.blocks.values())
+    applied = apply_plan(model, found.plan, target=TARGET)
+    assert not any("does not fit" in note for site in applied.plan.sites for note in site.notes)
+    fresh = [common(feed) for feed in noise(proto, count=40)[24:]]
+    before = noise_of(proto, serialize(apply_plan(model, plan, target=TARGET).model), fresh)
+    assert noise_of(proto, serialize(applied.model), fresh) < 0.7 * before
+
+
+def test_adaround_that_does_not_help_is_undone(planned: Callable) -> None:
+    _, model, plan, feeds = planned()
+    # One leap takes most weights to the farther code.
+    wild = Schedules(blocks=Schedule(steps=1, reach=1000.0, scale_rate=0.0, bias_rate=0.0, judged=1))
+    found = reconstruct(model, plan, TARGET, feeds, kind="adaround", schedules=wild)
+    assert all(block.after <= block.before for block in found.blocks.values())
+    undone = [name for name, block in found.blocks.items() if not block.helped]
+    assert undone
+    assert sum("learned by AdaRound" in note for site in found.plan.sites for note in site.notes) == len(
+        found.blocks
+    ) - len(undone)
+
+
+def _stop_after(count: int) -> Callable[[], None]:
+    left = iter(range(count))
+
+    def advance() -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return advance
+
+
+@pytest.mark.parametrize("kind", ["learned", "adaround"])
+def test_an_interrupted_run_continues_to_the_same_bytes(
+    planned: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    _, model, plan, feeds = planned()
+    quick = Schedules(blocks=Schedule(steps=12), whole=Schedule(steps=12, dropped=0.0))
+    options: dict[str, Any] = {"kind": kind, "schedules": quick}
+    learned: list[int] = []
+    learn = BlockLearner.learn
+
+    def counted(*arguments: Any, **named: Any) -> float:
+        learned.append(1)
+        return learn(*arguments, **named)
+
+    monkeypatch.setattr(BlockLearner, "learn", counted)
+    whole = reconstruct(model, plan, TARGET, feeds, **options)
+    blocks = len(learned)
+    for stop in (0, blocks - 1):
+        folder = tmp_path / str(stop)
+        learned.clear()
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(model, plan, TARGET, feeds, checkpoint=folder, advance=_stop_after(stop), **options)
+        first = len(learned)
+        continued = reconstruct(model, plan, TARGET, feeds, checkpoint=folder, **options)
+        assert 0 < first == stop + 1
+        assert len(learned) == blocks
+        assert continued.blocks == whole.blocks
+        assert continued.plan == whole.plan
+        assert serialize(apply_plan(model, continued.plan, target=TARGET).model) == serialize(
+            apply_plan(model, whole.plan, target=TARGET).model
+        )
+
+
+def test_a_checkpoint_of_something_else_is_refused(planned: Callable, tmp_path: Path) -> None:
+    _, model, plan, feeds = planned()
+    quick = Schedules(blocks=Schedule(steps=2))
+    reconstruct(model, plan, TARGET, feeds, schedules=quick, checkpoint=tmp_path / "blocks")
+    others: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"feeds": feeds[1:]},
+        {"schedules": Schedules(blocks=Schedule(steps=3))},
+        {"plan": dataclasses.replace(plan, warnings=("another",))},
+    ]
+    for other in others:
+        named = {"plan": plan, "feeds": feeds, "schedules": quick} | other
+        with pytest.raises(lowbit.LowbitError, match="belongs to other learning"):
+            reconstruct(model, named.pop("plan"), TARGET, named.pop("feeds"), checkpoint=tmp_path / "blocks", **named)
+    first = min((tmp_path / "blocks").iterdir())
+    first.write_bytes(first.read_bytes()[:200])
+    with pytest.raises(lowbit.LowbitError, match=r"cannot be read[\s\S]*delete the folder"):
+        reconstruct(model, plan, TARGET, feeds, schedules=quick, checkpoint=tmp_path / "blocks")
+
+
+def test_quantize_continues_learning_and_cleans_up(
+    parse: Callable, noise: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Schedules(blocks=Schedule(steps=5))
+    monkeypatch.setattr("lowbit.methods.reconstruct.usual_schedules", lambda *_: quick)
+    proto = parse(NET)
+    options: dict[str, Any] = {
+        "target": "host",
+        "weights": "int4",
+        "activations": "uint8",
+        "rounding": "learned",
+        "measure_seconds": 0.0,
+        "checkpoint": tmp_path / "state.npz",
+    }
+    feeds = noise(proto, count=10)
+
+    @contextmanager
+    def stopping(title: str, steps: int | None) -> Iterator[Callable[[], None]]:
+        del steps
+        yield _stop_after(1) if title == "Learn block by block" else lambda: None
+
+    with pytest.raises(KeyboardInterrupt):
+        lowbit.quantize(proto, feeds, stages=stopping, **options)
+    assert len(list((tmp_path / "state.npz.learned").glob("block-*.npz"))) == 2
+    continued = lowbit.quantize(proto, feeds, **options)
+    assert list(tmp_path.iterdir()) == []
+    whole = lowbit.quantize(proto, feeds, **options)
+    assert serialize(continued.model) == serialize(whole.model)
+
+
+@pytest.mark.parametrize("kind", ["learned", "adaround"])
+def test_what_a_softmax_reads_is_what_is_judged(planned: Callable, kind: Any) -> None:
+    _, model, plan, feeds = planned(DENSE)
+    squeezed = DENSE.replace("y = Add(n, b2)", "z = Add(n, b2) y = Softmax(z)")
+    _, other, same, _ = planned(squeezed)
+    quick = Schedules(blocks=Schedule(steps=5, dropped=0.0))
+    plain, soft = (
+        reconstruct(one, each, TARGET, feeds, kind=kind, schedules=quick).blocks
+        for one, each in ((model, plan), (other, same))
+    )
+    assert [block.before for block in soft.values()] == pytest.approx(
+        [block.before for block in plain.values()], rel=0.1
     )
 
 

@@ -1,113 +1,160 @@
-"""The claims of every pruning algorithm, on matrices."""
+"""Scores, masks, schedules and reconstruction hold what their papers say, in both directions."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
 
 from lowbit.exceptions import RecipeError
 from lowbit.pruning import (
-    block_mask,
-    constant_amount,
-    largest_mask,
-    magnitude_scores,
-    movement_scores,
-    n_of_m_mask,
-    polynomial_amount,
+    lamp,
+    magnitude,
+    mask_of,
+    movement,
+    parse_pattern,
+    polynomial_sparsity,
+    prune_and_reconstruct,
     refit,
-    sparse_gpt,
-    wanda_scores,
+    refit_inputs,
+    wanda,
 )
-from lowbit.pruning.refit import output_error
-
-RNG = np.random.default_rng(0)
-MIX = RNG.standard_normal((48, 48))
-INPUTS = RNG.standard_normal((2000, 48)) @ MIX * np.geomspace(0.1, 3, 48)
-MOMENTS = INPUTS.T @ INPUTS / len(INPUTS)
-WEIGHT = RNG.standard_normal((48, 20))
 
 
-@pytest.mark.parametrize("amount", [0.0, 0.3, 0.5, 0.9])
-def test_mask_keeps_the_largest(amount: float) -> None:
-    mask = largest_mask(magnitude_scores(WEIGHT), amount)
-    assert (~mask).sum() == round(amount * WEIGHT.size)
+@pytest.fixture
+def layer() -> tuple[np.ndarray, np.ndarray]:
+    """A weight `[32, 24]` and inputs `[4096, 32]` that are correlated and of unlike energy."""
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(32, 32)) * np.geomspace(0.1, 3.0, 32)[:, None]
+    return generator.normal(size=(32, 24)).astype(np.float32), (generator.normal(size=(4096, 32)) @ mixing)
+
+
+def power(difference: np.ndarray, inputs: np.ndarray) -> float:
+    return float(np.mean((inputs @ difference) ** 2))
+
+
+def test_scores_are_what_their_formulas_say() -> None:
+    weight = np.array([[1.0, -2.0], [3.0, 0.5]], np.float32)
+    assert magnitude(weight).tolist() == [[1, 2], [3, 0.5]]
+    assert wanda(weight, np.array([4.0, 1.0])).tolist() == [[2, 4], [3, 0.5]]
+    assert wanda(weight, np.array([[4.0, 1.0], [1.0, 9.0]])).tolist() == [[2, 2], [3, 1.5]]
+    assert movement(weight, np.array([[1.0, 1.0], [-1.0, 2.0]])).tolist() == [[-1, 2], [3, -1]]
+    squares = np.array([1.0, 4.0, 9.0, 0.25])
+    expected = [1 / 14.0, 4 / 13.0, 9 / 9.0, 0.25 / 14.25]
+    assert np.allclose(lamp(np.sqrt(squares)), expected)
+    assert lamp(np.zeros(3)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.25, 0.5, 0.9])
+def test_masks_keep_the_highest_scores(amount: float) -> None:
+    scores = np.random.default_rng(1).random((16, 8))
+    mask = mask_of(scores, amount)
+    assert (~mask).sum() == round(amount * scores.size)
     if amount:
-        assert np.abs(WEIGHT[mask]).min() >= np.abs(WEIGHT[~mask]).max()
+        assert scores[~mask].max() < scores[mask].min()
+    by_output = mask_of(scores, amount, per_output=True)
+    assert set((~by_output).sum(axis=0).tolist()) == {round(amount * 16)}
 
 
-def test_equal_scores_keep_the_first() -> None:
-    assert largest_mask(np.ones(4), 0.5).tolist() == [True, True, False, False]
-    assert n_of_m_mask(np.ones(4), 2, 4).tolist() == [True, True, False, False]
+@pytest.mark.parametrize(("text", "kept", "of"), [("2:4", 2, 4), ("1:4", 1, 4), ("4:8", 4, 8)])
+def test_neighbours_keep_exactly_what_the_pattern_says(text: str, kept: int, of: int) -> None:
+    scores = np.random.default_rng(2).random((16, 5))
+    mask = mask_of(scores, 0.0, parse_pattern(text))
+    assert set(mask.reshape(16 // of, of, 5).sum(axis=1).ravel().tolist()) == {kept}
+    groups, kept_groups = scores.reshape(16 // of, of, 5), mask.reshape(16 // of, of, 5)
+    assert (
+        np.where(kept_groups, groups, np.inf).min(axis=1) > np.where(kept_groups, -np.inf, groups).max(axis=1)
+    ).all()
 
 
-@pytest.mark.parametrize("amount", [-0.1, 1.0, 2.0, float("nan")])
-def test_amounts_that_leave_nothing_are_refused(amount: float) -> None:
-    with pytest.raises(RecipeError, match="amount"):
-        largest_mask(WEIGHT, amount)
+def test_blocks_go_as_a_whole() -> None:
+    mask = mask_of(np.random.default_rng(3).random((16, 8)), 0.5, parse_pattern("4x2"))
+    blocks = mask.reshape(4, 4, 4, 2).transpose(0, 2, 1, 3).reshape(16, 8)
+    assert {tuple(block) for block in blocks.tolist()} == {(True,) * 8, (False,) * 8}
+    assert (~mask).mean() == 0.5
 
 
-def test_two_of_four() -> None:
-    mask = n_of_m_mask(magnitude_scores(WEIGHT), 2, 4)
-    assert (mask.reshape(12, 4, 20).sum(axis=1) == 2).all()
-    best = np.sort(np.abs(WEIGHT).reshape(12, 4, 20), axis=1)[:, 2:].sum()
-    assert np.abs(WEIGHT[mask]).sum() == pytest.approx(best)
-    with pytest.raises(RecipeError, match="5:4"):
-        n_of_m_mask(WEIGHT, 5, 4)
+@pytest.mark.parametrize("text", ["4:2", "0:4", "x", "2x0", "2:4:8", ""])
+def test_what_is_no_pattern_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="use any, N:M"):
+        parse_pattern(text)
 
 
-def test_blocks_go_whole() -> None:
-    mask = block_mask(magnitude_scores(WEIGHT), 0.5, (4, 5))
-    blocks = mask.reshape(12, 4, 4, 5).sum(axis=(1, 3))
-    assert set(blocks.ravel().tolist()) == {0, 20}
-    assert (blocks == 0).sum() == 24
+def test_what_cannot_be_masked_is_refused() -> None:
+    with pytest.raises(RecipeError, match="from 0 to below 1"):
+        mask_of(np.ones((4, 4)), 1.0)
+    with pytest.raises(RecipeError, match="no multiple of 4"):
+        mask_of(np.ones((6, 4)), 0.0, parse_pattern("2:4"))
+    with pytest.raises(RecipeError, match="no blocks of 4x1"):
+        mask_of(np.ones((6, 4)), 0.5, parse_pattern("4x1"))
 
 
-def test_schedule_of_zhu_and_gupta() -> None:
-    amounts = [polynomial_amount(step, start=10, end=110, final=0.8) for step in range(150)]
-    assert amounts[9] == amounts[10] == 0.0
-    assert amounts[60] == pytest.approx(0.8 * (1 - 0.5**3))
-    assert amounts[110] == amounts[149] == 0.8
-    steps = np.diff(amounts[10:111])
-    assert (np.diff(steps) < 0).all()
-    assert [constant_amount(step, amount=0.5, start=2) for step in range(4)] == [0, 0, 0.5, 0.5]
-    with pytest.raises(RecipeError, match="step 5 to 5"):
-        polynomial_amount(0, start=5, end=5, final=0.5)
+@pytest.mark.parametrize("pattern", ["any", "2:4", "2x1"])
+def test_reconstruction_is_worse_on_weights_and_better_on_outputs(layer, pattern: str) -> None:
+    weight, inputs = layer
+    moments = (inputs.T @ inputs / len(inputs))[None]
+    shape = parse_pattern(pattern)
+    fitted = prune_and_reconstruct(weight, moments, 0.5, shape)
+    plain = weight * mask_of(np.abs(weight), 0.5, shape)
+    assert (fitted == 0).sum() == (plain == 0).sum() == weight.size // 2
+    assert np.sum((fitted - weight) ** 2) > np.sum((plain - weight) ** 2)
+    assert power(fitted - weight, inputs) < 0.8 * power(plain - weight, inputs)
 
 
-def test_movement_removes_what_moves_to_zero_not_what_is_small() -> None:
-    weight, scores = np.array([0.1, 2.0]), np.zeros(2)
-    for _ in range(5):
-        gradient = np.array([-1.0, 1.0])  # descent: the small one grows, the large one shrinks
-        scores = movement_scores(scores, weight, gradient)
-        weight = weight - 0.05 * gradient
-    assert largest_mask(scores, 0.5).tolist() == [True, False]
-    assert largest_mask(magnitude_scores(weight), 0.5).tolist() == [False, True]
+def test_refitting_comes_to_the_least_squares_optimum(layer) -> None:
+    weight, inputs = layer
+    moments = (inputs.T @ inputs / len(inputs))[None]
+    kept = mask_of(wanda(weight, np.diagonal(moments[0])), 0.4, per_output=True)
+    fitted = refit(weight, moments, kept, damping=0.0)
+    assert ((fitted != 0) == kept).all()
+    best = np.zeros_like(weight, dtype=np.float64)
+    for output in range(weight.shape[1]):
+        rows = kept[:, output]
+        best[rows, output] = np.linalg.lstsq(inputs[:, rows], inputs @ weight[:, output], rcond=None)[0]
+    left_out, optimum = power(np.where(kept, weight, 0) - weight, inputs), power(best - weight, inputs)
+    assert optimum <= power(fitted - weight, inputs) < optimum + 0.02 * (left_out - optimum)
 
 
-def _errors(weight: np.ndarray) -> tuple[float, float]:
-    return float(np.square(weight - WEIGHT).sum()), output_error(weight - WEIGHT, MOMENTS)
+def test_whole_inputs_are_made_up_for_exactly(layer) -> None:
+    weight, inputs = layer
+    kept = np.random.default_rng(1).random(32) < 0.6
+    found = refit_inputs(weight, inputs.T @ inputs / len(inputs), kept, damping=0.0)
+    expected = np.linalg.lstsq(inputs[:, kept], inputs @ weight, rcond=None)[0]
+    np.testing.assert_allclose(found[kept], expected, rtol=1e-6, atol=1e-8)
+    assert not found[~kept].any()
 
 
-@pytest.mark.parametrize("pattern", [None, (2, 4)])
-def test_wanda_and_sparse_gpt_are_worse_on_weights_and_better_on_outputs(pattern: tuple[int, int] | None) -> None:
-    def mask(scores: np.ndarray) -> np.ndarray:
-        return largest_mask(scores, 0.5, axis=0) if pattern is None else n_of_m_mask(scores, *pattern)
-
-    plain = _errors(WEIGHT * mask(magnitude_scores(WEIGHT)))
-    wanda = _errors(WEIGHT * mask(wanda_scores(WEIGHT, np.diagonal(MOMENTS))))
-    sparse, kept = sparse_gpt(WEIGHT, MOMENTS, 0.5, pattern=pattern)
-    reconstructed = _errors(sparse)
-    assert plain[0] < wanda[0]
-    assert plain[0] < reconstructed[0]
-    assert reconstructed[1] < wanda[1] < plain[1]
-    assert (sparse[~kept] == 0).all()
-    assert (~kept).mean() == pytest.approx(0.5, abs=0.01)
-    if pattern:
-        assert (kept.reshape(12, 4, 20).sum(axis=1) == 2).all()
+def test_without_correlations_there_is_nothing_to_make_up(layer) -> None:
+    weight, _ = layer
+    fitted = prune_and_reconstruct(weight, np.eye(32)[None], 0.5, lazy=32)
+    plain = weight * mask_of(np.abs(weight), 0.5)
+    assert np.array_equal(fitted, plain)
 
 
-def test_refit_is_least_squares() -> None:
-    kept = RNG.random(48) < 0.6
-    found = refit(WEIGHT, MOMENTS, kept, damping=0.0)
-    expected = np.linalg.lstsq(INPUTS[:, kept], INPUTS @ WEIGHT, rcond=None)[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+def test_groups_are_pruned_by_their_own_inputs() -> None:
+    generator = np.random.default_rng(4)
+    weight = generator.normal(size=(6, 8)).astype(np.float32)
+    moments = np.stack([np.diag([9.0, 9, 9, 1e-3, 1e-3, 1e-3]), np.diag([1e-3, 1e-3, 1e-3, 9.0, 9, 9])])
+    weight = np.sign(weight)
+    fitted = prune_and_reconstruct(weight, moments, 0.5, damping=0.0)
+    assert (fitted[3:, :4] == 0).all()
+    assert (fitted[:3, 4:] == 0).all()
+
+
+def test_sparsity_grows_as_a_polynomial() -> None:
+    values = [polynomial_sparsity(step, final=0.9, initial=0.5, begin=10, end=110) for step in range(130)]
+    assert values[:10] == [0.0] * 10
+    assert values[10] == 0.5
+    assert values[60] == pytest.approx(0.9 - 0.4 * 0.5**3)
+    assert values[110:] == [0.9] * 20
+    assert all(later >= former for former, later in itertools.pairwise(values))
+    assert polynomial_sparsity(0, final=0.5, begin=0, end=0) == 0.5
+
+
+@pytest.mark.parametrize(
+    "options", [{"final": 1.0}, {"final": 0.2, "initial": 0.3}, {"final": -0.1}, {"final": 0.5, "begin": 5, "end": 2}]
+)
+def test_impossible_schedules_are_refused(options: dict) -> None:
+    with pytest.raises(RecipeError, match="sparsity"):
+        polynomial_sparsity(0, **{"begin": 0, "end": 10, **options})

@@ -16,8 +16,11 @@ import lowbit
 from lowbit.cli.check import check
 from lowbit.cli.compare import compare
 from lowbit.cli.diagnose import diagnose
+from lowbit.cli.export import export
+from lowbit.cli.import_ import import_
 from lowbit.cli.inspect import inspect
 from lowbit.cli.outputs import Outputs
+from lowbit.cli.pack import pack, unpack
 from lowbit.cli.probe import probe
 from lowbit.cli.prune import prune
 from lowbit.cli.quantize import quantize
@@ -87,18 +90,21 @@ def application(context: click.Context) -> None:
 
     \b
       lowbit quantize model.onnx --data calib/    an ONNX model in, a verified INT8 model out
-      lowbit prune model.onnx -o pruned.onnx      channels removed, or weights set to zero
       lowbit compare model.onnx model.int8.onnx --data test/
       lowbit diagnose model.onnx --data calib/    why layers are bad, and what helps
       lowbit check model.onnx                     what would run in integers, and why not
       lowbit inspect model.int8.onnx              what a file contains
+      lowbit export model.int8.onnx -o model.tflite
+      lowbit import model.keras                   a model of another framework in, ONNX out
       lowbit probe model.onnx                     what its operators cost on this machine
+      lowbit prune model.onnx --data calib/       weights become zero, or channels go (`--channels`)
+      lowbit pack model.int8.onnx                 one small file for download; `lowbit unpack` gives the same bytes
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, prune, compare, diagnose, check, inspect, probe, targets):
+for _command in (quantize, compare, diagnose, check, inspect, import_, export, probe, prune, pack, unpack, targets):
     application.add_command(_command)
 
 

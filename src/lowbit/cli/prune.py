@@ -1,4 +1,4 @@
-"""`lowbit prune`: channels removed, or weights set to zero."""
+"""`lowbit prune`: the weights that matter least become zero, or whole channels go."""
 
 from __future__ import annotations
 
@@ -12,35 +12,51 @@ from lowbit.cli.progress import stages
 from lowbit.cli.screen import show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowbit.cli.outputs import Outputs
 
 __all__ = ["prune"]
 
-_WHAT, _DATA, _FILES = "What to remove", "Data", "Files"
+_WHAT, _CHANNELS, _FILES = "What is pruned", "With --channels", "Files and printing"
+# Options of one kind of pruning only.
+_OF_WEIGHTS = ("pattern", "scope")
+_OF_CHANNELS = ("allocation", "round_to", "target_macs", "target_weights", "samples", "no_compensation")
 
 
-@click.command(cls=Command, short_help="Remove channels, or set weights to zero.")
+@click.command(cls=Command, short_help="Weights become zero, or whole channels go.")
 @click.argument("model", type=FILE)
-@option(_WHAT, "--amount", type=float, metavar="SHARE", help="Share that goes, in [0, 1).  [0.5]")
-@option(_WHAT, "--weights", is_flag=True, help="Set single weights to zero instead of removing channels.")
+@option(_WHAT, "--amount", type=float, default=0.5, metavar="FRACTION", help="Of the weights or channels.  [0.5]")
+@option(_WHAT, "--data", metavar="PATH", help="Calibration samples, as for `lowbit quantize`; without, by magnitude.")
+@option(_WHAT, "--preprocess", metavar="SPEC|FILE.yaml", help="How a picture becomes an input.")
 @option(
     _WHAT,
     "--criterion",
     metavar="NAME",
-    help="l1, l2, batch-norm, taylor or fisher; for weights magnitude, wanda or sparse-gpt.  [l2; magnitude]",
+    help="magnitude, wanda or sparsegpt; for channels l1, l2, batch-norm, taylor or fisher.  "
+    "[sparsegpt with data, magnitude without; l2]",
 )
-@option(_WHAT, "--allocation", metavar="uniform|global", help="The same share everywhere, or what matters least.")
-@option(_WHAT, "--round-to", type=int, metavar="N", help="Channels left are a multiple of this.  [8]")
-@option(_WHAT, "--target-macs", type=float, metavar="SHARE", help="Until this share of multiplications is left.")
-@option(_WHAT, "--target-weights", type=float, metavar="SHARE", help="Until this share of weights is left.")
-@option(_WHAT, "--pattern", metavar="N:M|RxC", help="For weights: n of every m stay, or whole blocks go.")
-@option(_WHAT, "--exclude", multiple=True, metavar="PATTERN", help="Leave operators alone: a name with * and ?.")
-@option(_DATA, "--data", metavar="PATH", help="Calibration samples, as for `lowbit quantize`.")
-@option(_DATA, "--preprocess", metavar="SPEC|FILE.yaml", help="How a picture becomes an input.")
-@option(_DATA, "--samples", type=int, metavar="N", help="Use at most so many samples.  [64]")
-@option(_DATA, "--no-compensation", is_flag=True, help="Do not refit what reads removed channels.")
-@option(_DATA, "--seed", type=int, metavar="N", help="Seed of everything random.  [0]")
-@option(_FILES, "-o", "--output", type=FILE, required=True, metavar="OUT", help="Where the pruned model goes.")
+@option(_WHAT, "--pattern", metavar="any|N:M|RxC", help="2:4, or blocks such as 4x1.  [any]")
+@option(_WHAT, "--scope", metavar="global|layer", help="Whether layers compete.  [global]")
+@option(
+    _WHAT,
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave operators alone: a name with * and ?, re:EXPRESSION or op:TYPE. May be repeated.",
+)
+@option(_WHAT, "--seed", type=int, default=0, metavar="N", help="Of everything random.  [0]")
+@option(_CHANNELS, "--channels", is_flag=True, help="Remove whole channels and attention heads: smaller and faster.")
+@option(
+    _CHANNELS, "--allocation", metavar="uniform|global", help="The same everywhere, or what matters least.  [uniform]"
+)
+@option(_CHANNELS, "--round-to", type=int, metavar="N", help="Channels left are a multiple of this.  [8]")
+@option(_CHANNELS, "--target-macs", type=float, metavar="FRACTION", help="Until so many multiplications are left.")
+@option(_CHANNELS, "--target-weights", type=float, metavar="FRACTION", help="Until so many weights are left.")
+@option(_CHANNELS, "--samples", type=int, metavar="N", help="Look at so many samples at most.  [64]")
+@option(_CHANNELS, "--no-compensation", is_flag=True, default=None, help="Do not refit what reads removed channels.")
+@option(_FILES, "-o", "--output", type=FILE, metavar="OUT", help="[beside MODEL, as STEM.pruned.onnx]")
+@option(_FILES, "--quiet", is_flag=True, help="Print nothing.")
 @click.pass_obj
 def prune(
     outputs: Outputs,
@@ -48,30 +64,41 @@ def prune(
     model: Path,
     data: str | None,
     preprocess: str | None,
-    output: Path,
-    weights: bool,
-    no_compensation: bool,
-    exclude: tuple[str, ...],
+    output: Path | None,
+    quiet: bool,
+    channels: bool,
     **options: Any,
 ) -> None:
-    """Prune the float MODEL (ONNX): fine-tune or quantize the result afterwards."""
+    """Set the weights of MODEL (ONNX) that matter least to zero, and change the others to make up for it.
+
+    Zeros pay in `lowbit pack`; training afterwards keeps them with `keep_zeros`. With `--channels`, whole channels are
+    removed instead: the model becomes smaller, and faster in every engine.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in _OF_WEIGHTS if channels else _OF_CHANNELS:
+        if name in given:
+            kind = "does not go with" if channels else "needs"
+            raise click.UsageError(f"--{name.replace('_', '-')} {kind} --channels")
     check_model(model)
     inputs = (model, *(Path(text) for text in (data,) if text not in {None, "random"}))
-    outputs.reserve(output, inputs=inputs)  # type: ignore[arg-type]
+    artifact = outputs.reserve(output or model.with_name(f"{model.stem}.pruned.onnx"), inputs=inputs)
     transform = preprocessing(preprocess)
 
-    from lowbit.methods.prune import prune as run
+    amount = given.pop("amount")
+    shared: dict[str, Any] = {"preprocessing": transform, "stages": stages(quiet=quiet)}
+    if channels:
+        from lowbit.methods.prune_channels import prune_channels
 
-    found = run(
-        model,
-        structured=not weights,
-        compensate=not no_compensation,
-        exclude=exclude,
-        data=data_source(data),
-        preprocessing=transform,
-        stages=stages(quiet=False),
-        **{key: value for key, value in options.items() if value is not None},
-    )
-    found.save(output)
-    show(found.renderables())
-    click.echo(f"\n wrote {output}")
+        compensate = not given.pop("no_compensation", False)
+        removed = prune_channels(model, amount, data_source(data), compensate=compensate, **shared, **given)
+        removed.save(artifact)
+        printed: Sequence[object] = removed.renderables()
+    else:
+        from lowbit.methods.prune import prune as run
+
+        zeroed = run(model, amount, data_source(data), **shared, **given)
+        zeroed.save(artifact)
+        printed = [zeroed.table()]
+    if not quiet:
+        show(printed)
+        click.echo(f"\n wrote {artifact}")

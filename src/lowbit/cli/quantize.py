@@ -37,6 +37,7 @@ _DECIDED = (
     "weight_range",
     "rounding",
     "equalize",
+    "rotate",
     "smooth",
     "outliers",
     "low_rank",
@@ -98,10 +99,16 @@ _DECIDED = (
 @option(
     _HOW,
     "--rounding",
-    metavar="nearest|compensated|gptq|learned",
+    metavar="nearest|compensated|gptq|adaround|learned",
     help="How weights are rounded; each is slower and better than the one before.  [compensated]",
 )
 @option(_HOW, "--equalize", is_flag=True, default=None, help="Make the ranges of neighbouring layers' channels alike.")
+@option(
+    _HOW,
+    "--rotate",
+    metavar="none|offline|online",
+    help="Rotate channels so that outliers spread over all; `online` may add MatMuls.  [none]",
+)
 @option(
     _HOW,
     "--smooth",
@@ -176,7 +183,7 @@ _DECIDED = (
     type=DURATION,
     metavar="DURATION",
     help="How long latency is measured, 0 leaves it out; with `--method best` or `--rounding learned`, how long "
-    "learning may take, e.g. 5m.  [2; learning: no limit]",
+    "remedies and learning may take, e.g. 5m.  [2; learning: no limit]",
 )
 @option(_RUN, "--measure", type=DURATION, metavar="DURATION", help="How long latency is measured, in any case.  [2]")
 @option(
@@ -184,7 +191,8 @@ _DECIDED = (
     "--checkpoint",
     type=FILE,
     metavar="FILE",
-    help="Keep the state of calibration here, so that the same command continues after an interruption.",
+    help="Keep the state of calibration here, and what was learned in a folder beside it, so that the same command "
+    "continues after an interruption.",
 )
 @option(_RUN, "--details", is_flag=True, help="Print every operator and layer.")
 @option(_RUN, "--quiet", is_flag=True, help="Print warnings and errors only.")
@@ -222,7 +230,7 @@ def quantize(
     check_model(model)
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     settings = _settings(recipe, given)
-    if settings.resolved().rounding == "learned" and seconds is not None:
+    if settings.resolved().learns and seconds is not None:
         settings, seconds = dataclasses.replace(settings, time=seconds), None
     fixed = _plan(plan, recipe, given)
     inputs = (model, labels, recipe, plan, *(Path(text) for text in (data, test_data) if text not in {None, "random"}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from lowbit.graph.clean import CleanResult, clean, infer_shapes, operators, opset_of, raise_opset
 from lowbit.graph.digest import digest
 from lowbit.graph.loading import load_model
-from lowbit.graph.saving import model_size, save_model, serialize
+from lowbit.graph.saving import model_size, save_files, save_model, serialize
 
 __all__ = [
     "CleanResult",
@@ -20,6 +20,7 @@ __all__ = [
     "operators",
     "opset_of",
     "raise_opset",
+    "save_files",
     "save_model",
     "serialize",
 ]

@@ -86,7 +86,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ModelError(
             f"{path} is not an ONNX model, or is cut off",
             cause=f"Its {len(data):,} bytes do not parse as the ONNX protobuf",
-            remedy="Export or download the model again",
+            remedy="Export or download it again; a model of another framework goes through `lowbit import` first",
         ) from error
     return proto
 

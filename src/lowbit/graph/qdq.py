@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 
     from lowbit.graph.editor import Editor
 
-__all__ = ["absorb_activations", "bias_codes", "dequantized_bias", "dequantized_weight", "quantize_activation"]
+__all__ = [
+    "absorb_activations",
+    "bias_codes",
+    "carrier",
+    "dequantized_bias",
+    "dequantized_weight",
+    "quantize_activation",
+]
 
 _INT32_LIMIT = 2**31 - 1
+_BYTE = 8
 
 
 def quantize_activation(
@@ -30,6 +38,8 @@ def quantize_activation(
     reads_codes: Callable[[ir.Node, int], bool],
 ) -> ir.Value:
     """Put a Q/DQ pair behind a tensor.
+
+    Codes of fewer than 8 bits are uint8 or int8 codes that are clipped: engines have integer kernels for those alone.
 
     Args:
         editor: Editor of the model.
@@ -48,18 +58,34 @@ def quantize_activation(
     uses = [use for use in value.uses() if reads_codes(use.node, use.idx)]
     everyone = len(uses) == len(value.uses())
     scale = editor.constant(graph, f"{name}_scale", parameters.scale)
-    zero_point = editor.constant(graph, f"{name}_zero_point", parameters.zero_point, fmt)
+    held = carrier(fmt)
+    zero_point = editor.constant(graph, f"{name}_zero_point", parameters.zero_point.astype(held.element.dtype), held)
     quantize = editor.node(
         "QuantizeLinear",
         [value, scale, zero_point],
         name="QuantizeLinear",
         outputs=[f"{name}_codes"],
-        dtypes=[fmt.element.storage],
+        dtypes=[held.element.storage],
         shape=value.shape,
     )
+    nodes = [quantize]
+    if held is not fmt:
+        ends = [
+            editor.constant(graph, f"{name}_{word}", np.asarray(end, dtype=held.element.dtype), held)
+            for word, end in zip(("lowest", "highest"), fmt.code_range(), strict=True)
+        ]
+        clip = editor.node(
+            "Clip",
+            [quantize.outputs[0], *ends],
+            name="Clip",
+            outputs=[f"{name}_clipped"],
+            dtypes=[held.element.storage],
+            shape=value.shape,
+        )
+        nodes.append(clip)
     dequantize = editor.node(
         "DequantizeLinear",
-        [quantize.outputs[0], scale, zero_point],
+        [nodes[-1].outputs[0], scale, zero_point],
         name="DequantizeLinear",
         outputs=[f"{name}_dequantized"],
         dtypes=[ir.DataType.FLOAT],
@@ -67,9 +93,9 @@ def quantize_activation(
     )
     producer = value.producer()
     if producer is None:
-        _insert_first(graph, [quantize, dequantize])
+        _insert_first(graph, [*nodes, dequantize])
     else:
-        graph.insert_after(producer, [quantize, dequantize])
+        graph.insert_after(producer, [*nodes, dequantize])
     decoded = dequantize.outputs[0]
     for use in uses:
         use.node.replace_input_with(use.idx, decoded)
@@ -80,6 +106,14 @@ def quantize_activation(
         editor.rename(value, f"{name}_float")
         editor.rename(decoded, name)
     return decoded
+
+
+def carrier(fmt: Format) -> Format:
+    """Return the format of the codes that a graph holds for an activation: of 8 bits, if it has fewer."""
+    element_ = fmt.element
+    if element_.kind != "integer" or element_.bits > _BYTE or element_.code_count >= 1 << _BYTE:
+        return fmt
+    return Format(element("int8" if element_.signed else "uint8"), fmt.granularity, fmt.symmetric)
 
 
 def _insert_first(graph: ir.Graph, nodes: list[ir.Node]) -> None:

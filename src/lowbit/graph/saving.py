@@ -16,9 +16,9 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from lowbit.exceptions import ModelError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["model_size", "save_model", "serialize"]
+__all__ = ["model_size", "save_files", "save_model", "serialize"]
 
 # Protobuf ends at 2 GiB; the rest of the room is for the graph itself.
 _EMBEDDED_LIMIT = 1_900_000_000
@@ -63,6 +63,31 @@ def save_model(model: ir.Model, path: str | Path, *, external_data: bool | None 
             tensor.invalidate()
         return [path, data_path]
     return [path]
+
+
+def save_files(path: str | Path, content: bytes, beside: Mapping[Path, bytes] | None = None) -> list[Path]:
+    """Write a file, and those that belong to it, all of them or none, as `save_model` does.
+
+    Args:
+        path: Destination. A file that exists there is replaced.
+        content: Its bytes.
+        beside: The bytes of the other files, by their destinations.
+
+    Returns:
+        The files written, `path` first.
+
+    Raises:
+        OutputError: The files cannot be written. Nothing half-written is left and what stood there is untouched.
+    """
+    path = Path(path)
+    files = {**(beside or {}), path: content}
+    for final in files:
+        if final.exists() and not final.is_file():
+            raise OutputError(f"{final} is not a regular file", remedy="Choose another file name or folder")
+    with _written(path) as staged:
+        for final, data in files.items():
+            staged.write(final, lambda file, data=data: file.write(data))  # type: ignore[misc]
+    return [path, *(beside or {})]
 
 
 def serialize(model: ir.Model) -> bytes:

@@ -118,12 +118,15 @@ def to_torch(model: str | Path | onnx.ModelProto | ir.Model) -> Interpreter:
     Returns:
         A module that takes the graph's inputs in order and returns a tuple of its outputs in order; on any device, with
         autograd through every differentiable operator. Quantize/dequantize pairs pass gradients straight through.
+        In evaluation, as the file is meant; `train()` lets Dropout drop and BatchNormalization use its batch.
         Weights in `Constant` nodes are constants; `lowbit.graph.clean` makes initializers of them, which learn.
 
     Raises:
         ModelError: The model cannot be read, or has element types that PyTorch does not have.
     """
-    return Interpreter(infer_shapes(load_model(model)))
+    module = Interpreter(infer_shapes(load_model(model)))
+    module.eval()
+    return module
 
 
 def _is_wide(value: ir.Value) -> bool:

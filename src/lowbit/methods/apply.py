@@ -25,7 +25,7 @@ from lowbit.graph.editor import Editor
 from lowbit.graph.entry_channels import padded_channels, read_padded
 from lowbit.graph.float_islands import QUANTIZED_UNASKED, keep_in_float
 from lowbit.graph.half import convert_to_half
-from lowbit.graph.qdq import absorb_activations, quantize_activation
+from lowbit.graph.qdq import absorb_activations, carrier, quantize_activation
 from lowbit.methods.prepare import PREPARED_KEY, prepared_for
 from lowbit.methods.site_weights import AppliedWeight, WeightEncoder
 from lowbit.plan.embedded import embed_plan
@@ -145,7 +145,7 @@ def _raised(model: ir.Model, plan: Plan) -> ir.Model:
             if isinstance(fmt.granularity, PerBlock):
                 needed = max(needed, 21)
     for tensor in plan.activations:
-        needed = max(needed, minimum_opset(parse_format(tensor.format)))
+        needed = max(needed, minimum_opset(carrier(parse_format(tensor.format))))
     return raise_opset(model, needed) if opset_of(model) < needed else model.clone()
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from lowbit.graph.constants import constant_array
 from lowbit.methods.second_moments import input_rows
 from lowbit.plan.sites import Site
-from lowbit.pruning.refit import output_error, refit
+from lowbit.pruning import refit_inputs
 from lowbit.runtime.session import open_session
 from lowbit.runtime.staging import staged, with_outputs
 
@@ -107,17 +107,16 @@ def _refitted(
         # Without a bias to take up the means, the input that is always one does not exist.
         chosen = slice(None) if with_bias else slice(0, -1)
         fitted = np.zeros_like(full)
-        inner = stays[chosen]
-        fitted[chosen][inner] = refit(full[chosen], fit[group][chosen, chosen], inner)
-        plain += output_error(full * ~stays[:, None], held[group])
-        better += output_error(full - fitted, held[group])
-        power += output_error(full, held[group])
+        fitted[chosen] = refit_inputs(full[chosen], fit[group][chosen, chosen], stays[chosen])
+        plain += _power(full * ~stays[:, None], held[group])
+        better += _power(full - fitted, held[group])
+        power += _power(full, held[group])
         change[group] = fitted
     texts = [f"{np.sqrt(error / max(power, 1e-30)):.1%}" for error in (plain, better)]
     if not better < plain:
         return f"error {texts[0]}, not refitted: it would be {texts[1]}"
     renewed = weight.astype(np.float64).copy()
-    fresh = _from_matrix(change[:, :-1], weight.shape, axis, groups)
+    fresh = _from_matrix(change[:, :-1], weight.shape, axis)
     index = [slice(None)] * weight.ndim
     index[axis] = np.flatnonzero(kept)  # type: ignore[call-overload]
     renewed[tuple(index)] = fresh[tuple(index)]
@@ -128,6 +127,11 @@ def _refitted(
         assert old is not None
         bias.const_value = ir.tensor((old + change[:, -1].reshape(-1)).astype(old.dtype), name=bias.name)
     return f"error {texts[0]} -> {texts[1]} refitted"
+
+
+def _power(difference: NDArray[np.float64], moments: NDArray[np.float64]) -> float:
+    """Return the mean square of `x · difference`, summed over the outputs."""
+    return float(np.sum(difference * (moments @ difference)))
 
 
 def _bias_of(node: ir.Node) -> ir.Value | None:
@@ -163,8 +167,7 @@ def _as_matrix(weight: NDArray[np.floating], axis: int, groups: int) -> NDArray[
     return by_group.transpose(0, 2, 1).astype(np.float64)
 
 
-def _from_matrix(matrix: NDArray[np.float64], shape: tuple[int, ...], axis: int, groups: int) -> NDArray[np.float64]:
-    del groups
+def _from_matrix(matrix: NDArray[np.float64], shape: tuple[int, ...], axis: int) -> NDArray[np.float64]:
     outputs_first = matrix.transpose(0, 2, 1)
     if axis == 1:
         return outputs_first.reshape(shape)

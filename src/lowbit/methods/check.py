@@ -16,7 +16,7 @@ from lowbit.graph import clean, infer_shapes, load_model
 from lowbit.graph.constants import constant_array
 from lowbit.methods.calibrate import observed_shapes
 from lowbit.methods.conformance import Violation, violations
-from lowbit.methods.decide import Decision, decide, make_plan
+from lowbit.methods.decide import Decision, decide, make_plan, settled
 from lowbit.plan.choose import predicted_latency
 from lowbit.plan.cost import Costs, FormulaCosts
 from lowbit.plan.recipe import Recipe
@@ -123,6 +123,7 @@ def check(
     base = Recipe.from_yaml(recipe) if isinstance(recipe, (str, Path)) else recipe or Recipe()
     chosen = find_target(target)
     settings = Recipe.from_dict({**base.to_dict(), **options, "target": chosen.name})
+    settings = settled(settings, chosen)
     loaded = load_model(model)
     cleaned = clean(loaded)
     sites = find_sites(cleaned.model, chosen)

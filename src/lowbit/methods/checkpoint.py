@@ -26,9 +26,11 @@ from lowbit.statistics import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-__all__ = ["Checkpoint", "Progressed"]
+__all__ = ["Checkpoint", "Progressed", "learning_folder", "remove_blocks", "write_arrays"]
 
 _EVERY_SECONDS = 5.0
 _KINDS: dict[str, tuple[Any, Any]] = {
@@ -109,20 +111,44 @@ class Checkpoint:
         for kind, (to_arrays, _) in _KINDS.items():
             for tensor, value in getattr(state, kind).items():
                 arrays.update({f"{kind}|{entry}|{tensor}": array for entry, array in to_arrays(value).items()})
-        temporary = ""
-        try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self.path)
-        except OSError as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
-            raise OutputError(
-                f"the checkpoint '{self.path}' cannot be written",
-                cause=error.strerror or str(error),
-                remedy="name a file in a folder that exists and has space",
-            ) from error
+        write_arrays(self.path, arrays)
         self._saved = time.monotonic()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as an `.npz`, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written; the one before it is untouched.
+    """
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise OutputError(
+            f"the checkpoint '{path}' cannot be written",
+            cause=error.strerror or str(error),
+            remedy="name a file in a folder that exists and has space",
+        ) from error
+
+
+def learning_folder(checkpoint: Path) -> Path:
+    """Return the folder beside a checkpoint of calibration in which learned blocks are kept."""
+    return checkpoint.with_name(f"{checkpoint.name}.learned")
+
+
+def remove_blocks(folder: Path) -> None:
+    """Delete the blocks that learning stored in a folder, and the folder if nothing else is in it."""
+    if not folder.is_dir():
+        return
+    for path in (*folder.glob("block-*.npz"), *folder.glob("whole-*.npz")):
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

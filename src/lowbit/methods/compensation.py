@@ -19,6 +19,7 @@ from lowbit.methods.second_moments import moments_in_two
 from lowbit.methods.weights import channel_axis, from_kernel_matrix, kernel_matrix, plain_codes
 from lowbit.plan.packed import pack_steps
 from lowbit.rounding import kn_to_conv, learned_parameters, low_rank, outliers, output_errors
+from lowbit.rounding.level_rounding import round_to_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -75,9 +76,8 @@ def compensated_plan(
     if not groups:
         return plan
     if feeds is None or blind(feeds):
-        missing = "learned from the weight alone, and nothing kept beside the codes: both need calibration data"
         for site in (site for group in groups.values() for site in group):
-            entries[site.path] = _noted(entries[site.path], missing)
+            entries[site.path] = _noted(entries[site.path], _missing(entries[site.path], recipe))
         return dataclasses.replace(plan, sites=tuple(entries.values()))
     for chosen in in_parts(list(groups.values())):
         flat = [site for group in chosen for site in group]
@@ -100,11 +100,23 @@ def compensable(entry: SitePlan, recipe: Recipe) -> bool:
     if entry.execution != "weight-only" or entry.weights is None:
         return False
     element = parse_format(entry.weights).element
-    return element.learned or (element.bits < _MANY_BITS and (recipe.outliers > 0 or recipe.low_rank > 0))
+    if element.kind == "codebook" and (element.learned or recipe.rounding != "nearest"):
+        return True
+    return element.bits < _MANY_BITS and (recipe.outliers > 0 or recipe.low_rank > 0)
+
+
+def _missing(entry: SitePlan, recipe: Recipe) -> str:
+    """Return what is not done without data, in words."""
+    if parse_format(entry.weights or "").element.learned:
+        return "learned from the weight alone, and nothing kept beside the codes: both need calibration data"
+    if recipe.outliers > 0 or recipe.low_rank > 0:
+        return "nothing kept beside the codes, which needs calibration data"
+    return f"rounded to nearest: {recipe.rounding} needs calibration data"
 
 
 # Codes of so many bits lack too little to be worth it.
 _MANY_BITS = 8
+_FARTHEST = 127
 # Added to the power of every input, as a share of the mean.
 _FLOOR = 0.01
 # A finding that takes away less of the error than this is not worth its bytes.
@@ -133,6 +145,9 @@ class _Search:
             self._try(self._levels(self.entry), "levels learned by the inputs")
         if self.recipe.outliers > 0:
             self._try(self._without_outliers(), f"{1000 * self.recipe.outliers:.3g} ‰ of outliers kept apart")
+        if self.fmt.element.kind == "codebook" and self.recipe.rounding != "nearest":
+            kind: Kind = "compensated" if self.recipe.rounding == "compensated" else "gptq"
+            self._try(self._levels_chosen(kind), f"{kind} rounding")
         if self.recipe.low_rank > 0 and len(self.fit) == 1:
             self._try(self._with_product(), f"a product of rank {self.recipe.low_rank}")
         return self.entry
@@ -172,7 +187,9 @@ class _Search:
         entry = dataclasses.replace(self.entry, outliers=packed, rounding=None, decode="load")
         if self.fmt.element.learned:
             return self._levels(entry, positions)
-        return self._rerounded(entry, positions) if self.recipe.rounding != "nearest" else entry
+        if self.fmt.element.kind == "codebook" or self.recipe.rounding == "nearest":
+            return entry
+        return self._rerounded(entry, positions)
 
     def _rerounded(self, entry: SitePlan, positions: NDArray[np.int32]) -> SitePlan:
         """Return an entry whose codes are rounded anew, now that some weights do not need any."""
@@ -194,6 +211,27 @@ class _Search:
         steps[kernel_matrix(self.site, apart.reshape(self.weight.shape))] = 0
         candidate = dataclasses.replace(entry, rounding=pack_steps(steps, nearest)) if steps.any() else entry
         return candidate if self._error_of(candidate) < self._error_of(entry) else entry
+
+    def _levels_chosen(self, kind: Kind) -> SitePlan:
+        """Return the entry with codes whose errors cancel, and the same levels."""
+        encoded = planned_weight(self.site, self.fmt, self.entry, self.method)
+        nearest = plain_codes(self.site, encoded)
+        assert nearest is not None
+        levels = encoded.parameters.levels
+        table = np.array(self.fmt.element.levels) if levels is None else levels
+        goal = kernel_matrix(self.site, self.weight)
+        coded = kernel_matrix(self.site, dataclasses.replace(encoded, beside=None).decode())
+        apart = np.zeros(goal.shape, dtype=bool)
+        if encoded.beside is not None:
+            # A weight that is kept apart has no error, whatever its code.
+            apart = kernel_matrix(self.site, encoded.beside.without_outliers(self.weight) != self.weight)
+            goal = np.where(apart, coded, goal)
+        scale, _ = grids_of(self.site, encoded)
+        better = round_to_levels(goal, table, scale, self.fit, kind=kind)
+        steps = np.where(apart, 0, better - nearest.astype(np.int16))
+        # Steps from nearest are stored in a byte.
+        small = np.clip(steps, -_FARTHEST, _FARTHEST).astype(np.int8)
+        return dataclasses.replace(self.entry, rounding=pack_steps(small, nearest))
 
     def _with_product(self) -> SitePlan | None:
         lacking = self.weight - planned_weight(self.site, self.fmt, self.entry, self.method).decode()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lowbit.plan.sites import Site
     from lowbit.targets import Target
 
-__all__ = ["Decision", "decide", "make_plan", "watch_list"]
+__all__ = ["Decision", "decide", "make_plan", "settled", "watch_list"]
 
 # Below this a compressed weight saves less than the nodes around it cost.
 _WORTH_STORING = 4096
@@ -104,7 +104,7 @@ def decide(
     if activations.element.kind == "float":
         return _decide_half(sites, recipe, activations, weight_format if recipe.weights else activations)
     warnings = []
-    native = target.runs_weights(weight_format) and activations.element.name in target.activation_elements
+    native = target.runs_weights(weight_format) and target.runs_activations(activations)
     if half and method == "auto":
         method = "weight-only"
     if not native and method == "auto" and recipe.activations is None:
@@ -141,6 +141,7 @@ def decide(
             },
             caution=caution,
             budget=budget,
+            unfed=target.integer_only,
         )
     chosen: dict[str, Execution] = {}
     reasons: dict[str, str] = {}
@@ -174,11 +175,16 @@ def decide(
     )
 
 
+def settled(recipe: Recipe, target: Target) -> Recipe:
+    """Return the recipe with `auto` spelled out for a target on which nothing may stay in float."""
+    return dataclasses.replace(recipe, method="static") if target.integer_only and recipe.method == "auto" else recipe
+
+
 def with_granularity(text: str, *, weight_only: bool) -> str:
     """Return a weight format with its granularity spelled out.
 
     Without one, weights get a scale per output channel; 4 bits and fewer under float activations a scale per block of
-    32, which is what makes them usable.
+    32, which is what makes them usable. Learned levels fit a channel without any blocks.
     """
     name, *words = text.split(":")
     if any(word in {"per-tensor", "per-channel"} or word.startswith("block=") for word in words):
@@ -186,7 +192,9 @@ def with_granularity(text: str, *, weight_only: bool) -> str:
     fmt = parse_format(text)
     if fmt.element.kind == "float" and fmt.element.bits == 16:
         return text
-    granularity = "block=32" if weight_only and fmt.element.bits <= _FEW_BITS else "per-channel"
+    granularity = (
+        "block=32" if weight_only and fmt.element.bits <= _FEW_BITS and not fmt.element.learned else "per-channel"
+    )
     return ":".join([name, granularity, *words])
 
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_calibration
-from lowbit.exceptions import DataError, ModelError, RecipeError
+from lowbit.exceptions import RecipeError
 from lowbit.graph import clean, load_model
 from lowbit.methods.fastest import FASTEST_HERE
-from lowbit.methods.findings import findings, worst_db
+from lowbit.methods.findings import findings
 from lowbit.methods.quantize import quantize
+from lowbit.methods.samples import calibration_and_test
 from lowbit.methods.stages import Stages, silent
 from lowbit.plan.recipe import Recipe
+from lowbit.plan.verification import worst_db
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from lowbit.data import Preprocessing
     from lowbit.methods.result import Result
     from lowbit.plan.diagnosis import Cause, DiagnosedLayer, Trial
 
-__all__ = ["DEFAULT_SECONDS", "Diagnosis", "best_recipe", "diagnose", "recipe_text"]
+__all__ = ["DEFAULT_SECONDS", "Diagnosis", "diagnose", "recipe_text"]
 
 DEFAULT_SECONDS = 300.0
 
-_CALIBRATION_SHARE = 0.8
+_WHY_DATA = "what is wrong with a layer is seen on samples"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,7 +156,13 @@ def diagnose(
     settings = _settings(recipe, options)
     if isinstance(seconds, bool) or not math.isfinite(seconds) or seconds < 0:
         raise RecipeError(f"the time is {seconds!r}", remedy="give seconds from 0 on")
-    cleaned, calibration, tests = _opened(model, data, test_data, preprocessing, settings, stages)
+    with stages("Load and clean the model", None):
+        cleaned = clean(load_model(model)).model
+    find_target(settings.target)
+    calibration, tests = calibration_and_test(
+        cleaned, data, test_data, settings, preprocessing=preprocessing, needed=_WHY_DATA
+    )
+    assert calibration is not None
 
     def build(name: str, chosen: Recipe) -> Result:
         with stages(name, None):
@@ -178,37 +186,6 @@ def diagnose(
     )
 
 
-def best_recipe(
-    model: str | Path | onnx.ModelProto | ir.Model,
-    data: Any,
-    recipe: Recipe,
-    *,
-    seconds: float = DEFAULT_SECONDS,
-    test_data: Any = None,
-    preprocessing: Preprocessing | None = None,
-    stages: Stages = silent,
-) -> Recipe:
-    """Return the recipe that is left after a diagnosis: what was asked for, with every remedy that helped.
-
-    Args:
-        model: As for `diagnose`.
-        data: Calibration data.
-        recipe: What to start from; `best` starts from `auto`.
-        seconds: How long all may take, about.
-        test_data: Held-out data, which are not looked at; without, a fifth of `data` is left alone.
-        preprocessing: What to do to images.
-        stages: Shows progress.
-
-    Raises:
-        LowbitError: As `diagnose` does.
-    """
-    started = time.monotonic()
-    settings = _settings(recipe, {})
-    cleaned, calibration, _ = _opened(model, data, test_data, preprocessing, settings, stages)
-    left = seconds - (time.monotonic() - started)
-    return findings(model, cleaned, calibration, settings, left, stages).repaired.recipe
-
-
 def recipe_text(recipe: Recipe) -> str:
     """Return a recipe as YAML, without what is the default anyway."""
     import yaml
@@ -228,36 +205,3 @@ def _settings(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Re
         )
     # What `best` adds is among the remedies.
     return dataclasses.replace(settings, method="auto") if settings.method == "best" else settings
-
-
-def _opened(
-    model: str | Path | onnx.ModelProto | ir.Model,
-    data: Any,
-    test_data: Any,
-    preprocessing: Preprocessing | None,
-    recipe: Recipe,
-    stages: Stages,
-) -> tuple[ir.Model, Dataset, Dataset]:
-    """Return the cleaned model, and the calibration and test samples that `quantize` would have taken."""
-    with stages("Load and clean the model", None):
-        cleaned = clean(load_model(model)).model
-    find_target(recipe.target)
-    specs = input_specs(cleaned)
-    if not specs:
-        raise ModelError("the model has no inputs", remedy="give a model that computes something from data")
-    if data is None:
-        raise DataError(
-            "no data were given",
-            cause="what is wrong with a layer is seen on samples",
-            remedy="give a folder, .npz or iterable of 100 samples or more",
-        )
-
-    def opened(source: Any, limit: int | None) -> Dataset:
-        return open_data(source, specs, preprocessing=preprocessing, limit=limit, seed=recipe.seed)
-
-    if test_data is not None:
-        return cleaned, opened(data, recipe.samples), opened(test_data, None)
-    dataset = opened(data, None)
-    count = dataset.count()
-    wanted = min(recipe.samples, max(round(count * _CALIBRATION_SHARE), 1)) / count
-    return cleaned, *split_calibration(dataset, calibration=min(wanted, _CALIBRATION_SHARE), seed=recipe.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -18,9 +17,11 @@ from lowbit.methods.repair import Repaired, Score, repair
 from lowbit.methods.symptoms import causes_in_inputs, causes_in_layers
 from lowbit.plan.diagnosis import Cause, DiagnosedLayer
 from lowbit.plan.sites import Site, find_sites
+from lowbit.plan.verification import worst_db
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import onnx
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
     from lowbit.methods.result import Result
     from lowbit.methods.stages import Stages
+    from lowbit.plan.diagnosis import Remedy
     from lowbit.plan.recipe import Recipe
-    from lowbit.plan.verification import Verification
     from lowbit.runtime.session import Feed
 
-__all__ = ["Findings", "findings", "worst_db"]
+__all__ = ["Findings", "findings"]
 
 # Of the calibration samples, what remedies are fitted on; the rest judges them.
 _FITTED_SHARE = 0.75
@@ -53,11 +54,13 @@ class Findings:
         causes: What is suspicious about the data.
         layers: The quantized layers, loudest first.
         repaired: The remedies that were tried, and the recipe that is left.
+        build_seconds: How long one artifact took to build and to judge.
     """
 
     causes: tuple[Cause, ...]
     layers: tuple[DiagnosedLayer, ...]
     repaired: Repaired
+    build_seconds: float
 
 
 def findings(
@@ -67,6 +70,8 @@ def findings(
     recipe: Recipe,
     seconds: float,
     stages: Stages,
+    *,
+    admitted: Callable[[Remedy], bool] = lambda _: True,
 ) -> Findings:
     """Diagnose on calibration samples, and try remedies.
 
@@ -77,6 +82,7 @@ def findings(
         recipe: What to start from.
         seconds: About how long all may take, the build of the repaired artifact included.
         stages: Shows progress.
+        admitted: Which remedies may be tried.
 
     Raises:
         LowbitError: The model cannot be quantized as the recipe says.
@@ -103,12 +109,12 @@ def findings(
     repaired = repair(
         recipe,
         _score(first),
-        remedies(recipe, find_target(recipe.target), layers, sites),
+        tuple(filter(admitted, remedies(recipe, find_target(recipe.target), layers, sites))),
         score,
         seconds=max(seconds - (time.monotonic() - started), 0.0),
         each=each,
     )
-    return Findings(causes=causes, layers=layers, repaired=repaired)
+    return Findings(causes=causes, layers=layers, repaired=repaired, build_seconds=each)
 
 
 def _looked_at(
@@ -153,8 +159,3 @@ def _looked_at(
 def _score(result: Result) -> Score:
     integers = sum(site.execution in {"static", "dynamic"} for site in result.plan.sites)
     return Score(worst_db(result.verification), integers)
-
-
-def worst_db(verification: Verification) -> float:
-    """Return the SQNR of the output that loses most; without an output of numbers there is nothing to lose."""
-    return min((output.sqnr_real_db for output in verification.outputs), default=math.inf)

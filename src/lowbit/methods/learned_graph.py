@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from lowbit.plan.plan import Plan
     from lowbit.targets import Target
 
-__all__ = ["LearnedGraph", "block_module", "for_any_batch", "learned_graph"]
+__all__ = ["LearnedGraph", "block_module", "for_any_batch", "learned_graph", "squeezed_outputs"]
+
+_SQUEEZING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 
 DROPPED = "dropped"
 """Name of the input for the share of activations that stay in float."""
@@ -146,6 +148,17 @@ def for_any_batch(model: ir.Model) -> ir.Model:
         for value in node.outputs:
             value.shape = None
     return result
+
+
+def squeezed_outputs(model: ir.Model) -> dict[str, str]:
+    """Return the outputs of a model that a Softmax or Sigmoid gives, each with the tensor that this reads."""
+    found: dict[str, str] = {}
+    for value in model.graph.outputs:
+        producer = value.producer()
+        read = producer.inputs[0] if producer is not None and producer.op_type in _SQUEEZING else None
+        if read is not None and read.producer() is not None:
+            found[str(value.name)] = str(read.name)
+    return found
 
 
 def block_module(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> Interpreter:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.formats import Format, PerBlock, PerChannel, PerTensor, choose_parameters, parse_format, quantize
+from lowbit.formats import (
+    Format,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    choose_parameters,
+    dequantize,
+    parse_format,
+    quantize,
+)
 from lowbit.methods.decide import with_granularity
 from lowbit.methods.migrate import absorber, readings
 from lowbit.methods.rerounding import better_codes
@@ -14,7 +23,7 @@ from lowbit.methods.second_moments import moments_in_two
 from lowbit.plan.packed import pack_floats
 from lowbit.plan.plan import MigrationPlan
 from lowbit.plan.sites import find_sites
-from lowbit.rounding import CodeLimits, on_grid, output_errors, weight_range
+from lowbit.rounding import CodeLimits, fitted_parameters, on_grid, output_errors, weight_range
 from lowbit.rounding.migration import search_scales, smoothing_scales
 
 if TYPE_CHECKING:
@@ -25,13 +34,14 @@ if TYPE_CHECKING:
 
     from lowbit.methods.linear_layers import LinearLayer
     from lowbit.methods.migrate import Reading
+    from lowbit.methods.rerounding import Kind
     from lowbit.methods.second_moments import Moments
     from lowbit.plan.recipe import Recipe, Rounding
     from lowbit.plan.sites import Site
     from lowbit.runtime.session import Feed
     from lowbit.targets import Target
 
-__all__ = ["find_migrations"]
+__all__ = ["find_migrations", "layer_error"]
 
 _SAMPLES = 64
 _DEEPEST = 4096
@@ -153,6 +163,28 @@ def _migration(reading: Reading, recipe: Recipe, target: Target, seen: Moments) 
     )
 
 
+def layer_error(layer: LinearLayer, seen: Moments, recipe: Recipe, target: Target) -> tuple[float, float]:
+    """Return the squared error of a MatMul's or Gemm's outputs in a recipe's formats, and their power.
+
+    Args:
+        layer: The layer, of one group.
+        seen: Moments of what it reads.
+        recipe: Its formats and `rounding`.
+        target: Where the model will run.
+    """
+    weight = np.ascontiguousarray(_kn(layer), dtype=np.float32)
+    fmt = _weight_format(recipe, target)
+    if fmt.element.kind == "integer":
+        error = _weight_error(weight, fmt, recipe, seen.held, recipe.rounding)
+    else:
+        decoded = _decoded(weight, fmt, recipe)
+        error = float(output_errors(weight - decoded, np.zeros(weight.shape, np.int8), 1.0, seen.held).sum())
+    if recipe.method != "weight-only" and recipe.activations != "none":
+        step = 2 * float(seen.largest[0].max()) / 255
+        error += step**2 / 12 * float(np.square(weight).sum())
+    return error, float(output_errors(weight, np.zeros(weight.shape, np.int8), 1.0, seen.held).sum())
+
+
 def _weight_format(recipe: Recipe, target: Target) -> Format:
     text = with_granularity(recipe.weights or target.weights, weight_only=recipe.method == "weight-only")
     return parse_format(text)
@@ -166,13 +198,7 @@ def _weight_error(
     weight: NDArray[np.float32], fmt: Format, recipe: Recipe, moments: NDArray[np.float32], rounding: Rounding
 ) -> float:
     """Return the squared error of the outputs, if a weight `[K, N]` is rounded in this format."""
-    match fmt.granularity:
-        case PerBlock(size=size) if len(weight) % size == 0:
-            placed = Format(fmt.element, PerBlock(0, size), fmt.symmetric, fmt.narrow)
-        case PerTensor():
-            placed = fmt
-        case _:
-            placed = Format(fmt.element, PerChannel(1), fmt.symmetric, fmt.narrow)
+    placed = _placed(weight, fmt)
     parameters = choose_parameters(*weight_range(weight, placed, recipe.weight_range), placed)
     codes = quantize(weight, parameters, placed).astype(np.int16)
     scale = on_grid(parameters.scale, weight.shape)
@@ -180,7 +206,24 @@ def _weight_error(
     if rounding != "nearest":
         low, high = placed.code_range()
         limits = CodeLimits(low=int(low), high=int(high))
-        # What is learned afterwards starts from GPTQ.
-        kind = "gptq" if rounding == "learned" else rounding
+        # What is learned afterwards starts from GPTQ; AdaRound from codes that others judge.
+        kind: Kind = "gptq" if rounding in {"gptq", "learned"} else "compensated"
         codes = better_codes(weight, codes, scale, zero_point, moments, limits, kind)
     return float(output_errors(weight, codes, scale, moments, zero_point).sum())
+
+
+def _decoded(weight: NDArray[np.float32], fmt: Format, recipe: Recipe) -> NDArray[np.float32]:
+    """Return a weight `[K, N]` rounded to nearest in any format."""
+    placed = _placed(weight, fmt)
+    parameters = fitted_parameters(weight, placed, recipe.weight_range)
+    return dequantize(quantize(weight, parameters, placed), parameters, placed)
+
+
+def _placed(weight: NDArray[np.float32], fmt: Format) -> Format:
+    """Return the format with its granularity on the axes of `[K, N]`."""
+    match fmt.granularity:
+        case PerBlock(size=size) if len(weight) % size == 0:
+            return Format(fmt.element, PerBlock(0, size), fmt.symmetric, fmt.narrow)
+        case PerTensor():
+            return fmt
+    return Format(fmt.element, PerChannel(1), fmt.symmetric, fmt.narrow)

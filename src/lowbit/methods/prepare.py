@@ -12,16 +12,17 @@ from lowbit.exceptions import RecipeError
 from lowbit.graph import digest
 from lowbit.methods.equalize import equalize
 from lowbit.methods.migrate import apply_migrations
+from lowbit.methods.rotate import apply_rotations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import onnx_ir as ir
 
-    from lowbit.plan.plan import MigrationPlan, Plan
+    from lowbit.plan.plan import MigrationPlan, Plan, RotationPlan
     from lowbit.plan.recipe import Recipe
 
-__all__ = ["PREPARED_KEY", "Prepared", "migrated", "prepare", "prepared_for", "source_digest"]
+__all__ = ["PREPARED_KEY", "Prepared", "migrated", "prepare", "prepared_for", "rotated", "source_digest"]
 
 PREPARED_KEY = "lowbit.prepared_from"
 """Entry of a prepared model's metadata, in memory only: the digest of the cleaned model that it was made from."""
@@ -34,11 +35,13 @@ class Prepared:
     Attributes:
         model: The cleaned model itself, if there was nothing to do.
         migrations: Scales that were moved, for the plan.
+        rotations: What was rotated, likewise.
         notes: What was done and what not, in words.
     """
 
     model: ir.Model
     migrations: tuple[MigrationPlan, ...] = ()
+    rotations: tuple[RotationPlan, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -72,10 +75,27 @@ def prepared_for(model: ir.Model, plan: Plan) -> ir.Model:
             remedy="make a new plan with --save-plan",
         )
     equalized = bool(plan.options.get("equalize", False))
-    if PREPARED_KEY in model.metadata_props or not (equalized or plan.migrations):
+    if PREPARED_KEY in model.metadata_props or not (equalized or plan.migrations or plan.rotations):
         return model
     result = equalize(model).model if equalized else model
-    return _marked(apply_migrations(result, plan.migrations), model)
+    return _marked(apply_migrations(apply_rotations(result, plan.rotations), plan.migrations), model)
+
+
+def rotated(prepared: Prepared, rotations: Sequence[RotationPlan], notes: Sequence[str]) -> Prepared:
+    """Rotate channels in a model that was equalized or not.
+
+    Args:
+        prepared: What `prepare` returned.
+        rotations: What to rotate.
+        notes: What was done and what not, in words.
+    """
+    both = (*prepared.notes, *notes)
+    if not rotations:
+        return Prepared(model=prepared.model, notes=both)
+    source = source_digest(prepared.model)
+    moved = apply_rotations(prepared.model, rotations)
+    moved.metadata_props[PREPARED_KEY] = source
+    return Prepared(model=moved, rotations=tuple(rotations), notes=both)
 
 
 def migrated(prepared: Prepared, migrations: Sequence[MigrationPlan], notes: Sequence[str]) -> Prepared:
@@ -88,11 +108,11 @@ def migrated(prepared: Prepared, migrations: Sequence[MigrationPlan], notes: Seq
     """
     both = (*prepared.notes, *notes)
     if not migrations:
-        return Prepared(model=prepared.model, notes=both)
+        return Prepared(model=prepared.model, rotations=prepared.rotations, notes=both)
     source = source_digest(prepared.model)
     moved = apply_migrations(prepared.model, migrations)
     moved.metadata_props[PREPARED_KEY] = source
-    return Prepared(model=moved, migrations=tuple(migrations), notes=both)
+    return Prepared(model=moved, migrations=tuple(migrations), rotations=prepared.rotations, notes=both)
 
 
 def source_digest(model: ir.Model) -> str:

@@ -1,264 +1,370 @@
-"""The verb `prune`: channels removed for real, or single weights set to zero."""
+"""The verb that sets weights to zero, and changes the others to make up for it."""
 
 from __future__ import annotations
 
-import fnmatch
-from itertools import islice
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from lowbit.data import Dataset, Preprocessing, input_specs, open_data
+from lowbit.data import input_specs, open_data
 from lowbit.exceptions import DataError, ModelError, RecipeError
-from lowbit.graph import clean, load_model
-from lowbit.graph.channels import ChannelGroup, Trace, find_groups, remove_channels, trace_channels
-from lowbit.graph.channels.costs import ChannelCosts
-from lowbit.methods.calibrate import observed_shapes
-from lowbit.methods.channel_allocation import cheapest, step_of, uniform
-from lowbit.methods.channel_refit import refit_readers
-from lowbit.methods.channel_scores import GRADIENT_CRITERIA, ChannelCriterion, channel_scores, gradient_scores
-from lowbit.methods.prune_weights import WEIGHT_CRITERIA, prune_weights
-from lowbit.methods.pruned import PrunedGroup, PruneResult
+from lowbit.graph import clean, load_model, save_model
+from lowbit.graph.clean.values import set_constant
+from lowbit.methods.rerounding import in_parts, tells
+from lowbit.methods.second_moments import Moments, moments_in_two
 from lowbit.methods.stages import Stages, silent
+from lowbit.methods.training_plan import with_plain_weights
+from lowbit.methods.weights import from_kernel_matrix, kernel_matrix
+from lowbit.plan.recipe import matches
+from lowbit.plan.sites import Site, find_sites
+from lowbit.pruning import Pattern, lamp, magnitude, mask_of, parse_pattern, prune_and_reconstruct, refit, wanda
+from lowbit.targets import find_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     import onnx
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from lowbit.data import Feed
+    from lowbit.data import Dataset, Preprocessing
 
-__all__ = ["Allocation", "prune"]
+__all__ = ["Criterion", "PrunedLayer", "Pruning", "prune"]
 
-Allocation = Literal["uniform", "global"]
+Criterion = Literal["magnitude", "wanda", "sparsegpt"]
+Scope = Literal["layer", "global"]
+
+_PRUNED = frozenset({"Conv", "MatMul", "Gemm"})
+_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunedLayer:
+    """What pruning did to one weight.
+
+    Attributes:
+        node: Name of the operator.
+        weight: Name of its weight.
+        weights: How many numbers that is.
+        zeros: Fraction of them that is 0 now.
+        error_before: Squared error of the output by leaving weights out, as a fraction of the output's power, on
+            samples that were held out; `None` without data.
+        error: The same after the others made up for it.
+        reason: Why the layer was left alone; empty if it was not.
+    """
+
+    node: str
+    weight: str
+    weights: int
+    zeros: float
+    error_before: float | None = None
+    error: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pruning:
+    """A pruned model, in float.
+
+    Attributes:
+        model: The model; zeros in its weights are the mask that later steps keep.
+        layers: What became of every weight.
+        source: What was pruned, as the user named it.
+    """
+
+    model: ir.Model
+    layers: tuple[PrunedLayer, ...]
+    source: str
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the weights of all pruned operators that is 0."""
+        total = sum(layer.weights for layer in self.layers)
+        return sum(layer.zeros * layer.weights for layer in self.layers) / max(total, 1)
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the model as ONNX, atomically.
+
+        Raises:
+            OutputError: The file cannot be written; whatever stood there is untouched.
+        """
+        return save_model(self.model, path)
+
+    def __str__(self) -> str:
+        """Return a table of the layers."""
+        from rich.console import Console
+
+        console = Console(width=min(shutil.get_terminal_size((100, 24)).columns, 120), no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get().rstrip("\n")
+
+    def table(self) -> Any:
+        """Return a `rich` table of the layers."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.source}: {self.sparsity:.1%} of the weights are 0")
+        for heading in ("layer", "weights", "zeros", "error, left out", "made up for"):
+            table.add_column(heading, justify="left" if heading == "layer" else "right")
+        for layer in self.layers:
+            errors = [layer.reason, ""] if layer.reason else [_percent(layer.error_before), _percent(layer.error)]
+            table.add_row(layer.node, f"{layer.weights:,}", f"{layer.zeros:.1%}", *errors)
+        return table
 
 
 def prune(
     model: str | Path | onnx.ModelProto | ir.Model,
-    *,
-    structured: bool = True,
     amount: float = 0.5,
-    criterion: str | None = None,
-    allocation: Allocation = "uniform",
-    round_to: int = 8,
-    target_macs: float | None = None,
-    target_weights: float | None = None,
-    pattern: str | None = None,
-    data: object = None,
-    preprocessing: Preprocessing | None = None,
-    samples: int = 64,
-    loss: Callable[..., Any] | None = None,
-    compensate: bool = True,
+    data: Any = None,
+    *,
+    criterion: Criterion | None = None,
+    pattern: str = "any",
+    scope: Scope = "global",
     exclude: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
     seed: int = 0,
     stages: Stages = silent,
-) -> PruneResult:
-    """Prune a float model; fine-tune or quantize the result afterwards.
+) -> Pruning:
+    """Set the weights of Conv, MatMul and Gemm that matter least to zero.
+
+    The file does not become smaller by that alone, and no slower engine faster: zeros pay in `lowbit pack`, and after
+    `lowbit.qat(..., keep_zeros=True)` at a higher amount than without training.
 
     Args:
-        model: Path of an ONNX file, a protobuf or a graph; never changed.
-        structured: Remove whole channels and attention heads, so that every engine is faster; else set single weights
-            to zero, which only kernels for sparse weights turn into speed.
-        amount: Share that goes, in [0, 1): of the units of every group, or of all multiplications with
-            `allocation="global"`, or of weights.
-        criterion: What matters: for channels `l1`, `l2`, `batch-norm`, `taylor`, `fisher`; for weights `magnitude`,
-            `wanda`, `sparse-gpt`. By default `l2` and `magnitude`.
-        allocation: `uniform` takes the same share everywhere, `global` what matters least for its cost.
-        round_to: Channels left in a group are a multiple of this.
-        target_macs: Remove channels until so large a share of the multiplications is left, in (0, 1].
-        target_weights: The same for weights. Either makes the allocation global.
-        pattern: For weights: `n:m` keeps n of every m inputs, `RxC` removes blocks of rows and columns.
-        data: Calibration samples; see `lowbit.quantize`. Needed by gradients, Wanda, SparseGPT and compensation.
-        preprocessing: How a picture becomes an input.
-        samples: How many samples are used at most.
-        loss: For gradients: takes the tuple of outputs and the labels, returns a scalar tensor.
-        compensate: Refit the weights that read removed channels on the data, where there are any; undone where it
-            does not help on held-out samples.
-        exclude: Operators whose channels or weights stay: names with * and ?.
-        seed: Of everything random.
-        stages: Opens stages of progress.
+        model: Path of an ONNX file, a `ModelProto` or an `onnx_ir.Model`; never changed.
+        amount: Fraction of the weights to prune, from 0 to below 1; `2:4` and the like have their own.
+        data: Calibration data, in any form that `lowbit.quantize` takes; 64 samples are looked at.
+        criterion: `magnitude`: |w|. `wanda`: |w|·‖x‖ (Sun et al., 2023), needs data. `sparsegpt`: by what the loss of a
+            weight costs when the others make up for it (Frantar and Alistarh, 2023), which they then do (Boža, 2024),
+            needs data. By default `sparsegpt` with data and `magnitude` without.
+        pattern: `any`; `2:4`, two of every four inputs of an output are kept; `4x1`, blocks of 4 inputs by 1 output.
+        scope: `layer`: every weight loses the same fraction. `global`: weights compete, by what they add to the
+            relative error of their layer's output where there are data, by LAMP scores (Lee et al., 2021) otherwise.
+        exclude: Operators that are left alone, as in recipes: a name with * and ?, `re:EXPRESSION` or `op:TYPE`.
+        preprocessing: What to do to images.
+        seed: Of which rows of the inputs are looked at.
+        stages: Shows progress.
 
     Returns:
-        The pruned model and what became of every group.
+        The pruned float model and a table of its layers.
 
     Raises:
-        RecipeError: An option is out of range, unknown, or contradicts another.
-        DataError: Data are missing for what needs them, or do not fit the model.
-        ModelError: The model cannot be read, or nothing in it can be pruned.
+        ModelError: The model cannot be read, or there is nothing to prune.
+        DataError: Data are needed and missing, or do not fit.
+        RecipeError: An option is impossible.
     """
-    chosen = criterion or ("l2" if structured else "magnitude")
-    _check(structured, amount, chosen, allocation, round_to, target_macs, target_weights, pattern, samples)
-    needs_data = chosen in GRADIENT_CRITERIA or chosen in {"wanda", "sparse-gpt"}
-    if needs_data and data is None:
-        raise DataError(f"the criterion {chosen} was asked for without data", remedy="give calibration samples")
-    source = str(model) if isinstance(model, str | Path) else "model"
-    cleaned = clean(load_model(model), fold_batch_norms=chosen != "batch-norm").model
-    specs = input_specs(cleaned)
-    opened = None if data is None else _opened(data, specs, preprocessing, samples, seed)
-    example = next(iter(opened if opened is not None else open_data("random", specs, limit=1, seed=seed)))
-    trace = trace_channels(cleaned, observed_shapes(cleaned, example))
-    if not structured:
-        with stages("pruning weights", None):
-            return prune_weights(
-                trace, opened, amount=amount, criterion=chosen, pattern=pattern, exclude=exclude, seed=seed,
-                everywhere=allocation == "global", source=source,
-            )  # fmt: skip
-    groups = find_groups(trace)
-    reasons = [_reason(group, exclude, round_to) for group in groups]
-    free = [group for group, reason in zip(groups, reasons, strict=True) if not reason]
-    if not free:
-        told = "; ".join(f"{g.name}: {r}" for g, r in list(zip(groups, reasons, strict=True))[:3])
-        raise ModelError("no channel of the model can be removed", cause=told, remedy="prune single weights instead")
-    with stages("scoring channels", None if opened is None else opened.count()) as advance:
-        if chosen in GRADIENT_CRITERIA:
-            assert opened is not None
-            scores = gradient_scores(
-                cleaned, free, _labelled(opened), chosen, loss=loss, seed=seed, advance=advance  # type: ignore[arg-type]
-            )  # fmt: skip
+    chosen, shape = _checked(amount, data, criterion, pattern, scope)
+    with stages("Load and clean the model", None):
+        target = find_target("host")
+        result = with_plain_weights(clean(load_model(model)).model, target)
+    sites = [site for site in find_sites(result, target) if _candidate(site)]
+    layers: dict[str, PrunedLayer] = {}
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        assert site.weight is not None
+        name = site.weight.name or ""
+        if any(matches(text, site.path, site.op_type, name) for text in exclude):
+            layers[name] = _left(site, "excluded")
         else:
-            scores = channel_scores(cleaned, free, chosen)  # type: ignore[arg-type]
-    costs = ChannelCosts(trace, free)
-    full = np.array([len(group.units) for group in free], np.int64)
-    if target_weights is not None:
-        kept = cheapest(free, scores, costs.weights, target_weights * costs.weights(full), round_to)
-    elif target_macs is not None or allocation == "global":
-        share = 1.0 - amount if target_macs is None else target_macs
-        kept = cheapest(free, scores, costs.macs, share * costs.macs(full), round_to)
-    else:
-        kept = uniform(free, amount, round_to)
-    _check_reached(target_macs, costs.macs(kept) / max(costs.macs(full), 1.0), "multiplications")
-    _check_reached(target_weights, costs.weights(kept) / max(costs.weights(full), 1.0), "weights")
-    removed = _removed(free, scores, kept)
-    notes: dict[str, str] = {}
-    if compensate and opened is not None and len(removed):
-        with stages("refitting what reads removed channels", None):
-            refitted, notes = refit_readers(trace, removed, opened, seed=seed)
-            # Layers that err less can still add up to more at the outputs.
-            errors = [_error(trace, found, removed, opened) for found in (trace, refitted)]
-            if errors[1] < errors[0]:
-                trace = refitted
-            else:
-                notes = dict.fromkeys(notes, f"not refitted: error at the outputs {errors[0]:.1%} -> {errors[1]:.1%}")
-    number = {id(group): int(count) for group, count in zip(free, kept, strict=True)}
-    return PruneResult(
-        model=_finished(remove_channels(trace, removed)),
-        groups=tuple(
-            _row(group, number.get(id(group), len(group.units)), reason, notes, trace)
-            for group, reason in zip(groups, reasons, strict=True)
-        ),
-        macs=(costs.macs(full), costs.macs(kept)),
-        weights=(costs.weights(full), costs.weights(kept)),
-        source=source,
+            groups.setdefault(name, []).append(site)
+    groups = {name: group for name, group in groups.items() if name not in layers}
+    for name in [name for name, group in groups.items() if _unfit(group[0], shape)]:
+        layers[name] = _left(groups.pop(name)[0], f"its inputs or outputs cannot be cut into {shape}")
+    if not groups:
+        raise ModelError("there is nothing to prune", cause="no Conv, MatMul or Gemm has a constant weight that fits")
+    moments: dict[str, Moments] = {}
+    if data is not None:
+        dataset = open_data(data, input_specs(result), preprocessing=preprocessing, limit=_SAMPLES, seed=seed)
+        if not tells(dataset):
+            raise DataError("random numbers do not say which weights matter", remedy="give samples, or no data")
+        with stages("Look at what layers read", dataset.count()) as advance:
+            moments = _moments(result, list(groups.values()), dataset, seed, advance)
+    with stages("Prune", len(groups)) as advance:
+        masks = _masks(groups, moments, amount, shape, chosen, scope)
+        for name, group in groups.items():
+            layers[name] = _pruned(group, masks.get(name), moments.get(name), amount, shape, chosen)
+            advance()
+    order = {site.weight.name: index for index, site in reversed(list(enumerate(sites))) if site.weight is not None}
+    ranked = sorted(layers.values(), key=lambda layer: order[layer.weight])
+    return Pruning(
+        model=result, layers=tuple(ranked), source=Path(model).name if isinstance(model, (str, Path)) else "model"
     )
 
 
-def _check(
-    structured: bool, amount: float, criterion: str, allocation: str, round_to: int,
-    target_macs: float | None, target_weights: float | None, pattern: str | None, samples: int,
-) -> None:  # fmt: skip
-    from lowbit.pruning.masks import check_amount
-
-    check_amount(amount)
-    known = get_args(ChannelCriterion) if structured else WEIGHT_CRITERIA
-    if criterion not in known:
-        kind = "channels" if structured else "weights"
-        raise RecipeError(f"{criterion!r} is no criterion for {kind}", remedy=f"use one of {', '.join(known)}")
-    if allocation not in get_args(Allocation):
-        raise RecipeError(f"{allocation!r} is no allocation", remedy="use uniform or global")
-    if round_to < 1 or samples < 1:
-        raise RecipeError(f"round_to is {round_to}, samples {samples}", remedy="give whole numbers from 1 on")
-    targets = [target for target in (target_macs, target_weights) if target is not None]
-    if len(targets) > 1 or (targets and not structured):
-        raise RecipeError("more than one target was given, or one for single weights", remedy="give one, for channels")
-    if targets and not 0.0 < targets[0] <= 1.0:
-        raise RecipeError(f"a target of {targets[0]} was given", remedy="give the share that is left, in (0, 1]")
-    if structured and pattern is not None:
-        raise RecipeError(f"the pattern {pattern!r} is for single weights", remedy="add structured=False")
-
-
-def _check_reached(target: float | None, share: float, what: str) -> None:
-    if target is not None and share > target:
+def _checked(
+    amount: float, data: Any, criterion: Criterion | None, pattern: str, scope: Scope
+) -> tuple[Criterion, Pattern]:
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0.0 <= amount < 1.0:
         raise RecipeError(
-            f"a target of {target:.1%} of the {what} cannot be reached",
-            cause=f"with every group cut as far as it may be, {share:.1%} are left",
-            remedy="ask for more, use a smaller round_to, or exclude less",
+            f"the amount is {amount!r}",
+            cause="a layer without weights computes nothing",
+            remedy="give the fraction to prune, from 0 to below 1",
         )
+    if criterion is not None and criterion not in get_args(Criterion):
+        raise RecipeError(f"the criterion is {criterion!r}", remedy=f"use one of {', '.join(get_args(Criterion))}")
+    if scope not in get_args(Scope):
+        raise RecipeError(f"the scope is {scope!r}", remedy=f"use one of {', '.join(get_args(Scope))}")
+    if criterion in {"wanda", "sparsegpt"} and data is None:
+        raise DataError(
+            f"the criterion {criterion} needs data",
+            cause="it weighs by what layers read",
+            remedy="give 64 samples or more, or use magnitude",
+        )
+    return criterion or ("magnitude" if data is None else "sparsegpt"), parse_pattern(pattern)
 
 
-def _error(whole: Trace, found: Trace, removed: NDArray[np.int64], data: Dataset) -> float:
-    """Return the error of all float outputs without the removed channels, relative to their size."""
-    from lowbit.runtime.session import open_session
-    from lowbit.runtime.staging import staged
-
-    with staged(whole.model) as before, staged(remove_channels(found, removed)) as after:
-        sessions = [open_session(before), open_session(after)]
-    lost = power = 0.0
-    for feed in islice(data, 64):
-        for reference, got in zip(*(session.run(feed) for session in sessions), strict=True):
-            if reference.dtype.kind == "f":
-                lost += float(np.square(got.astype(np.float64) - reference).sum())
-                power += float(np.square(reference.astype(np.float64)).sum())
-    return float(np.sqrt(lost / max(power, 1e-30)))
-
-
-def _opened(data: object, specs: Any, preprocessing: Preprocessing | None, samples: int, seed: int) -> Dataset:
-    if isinstance(data, Dataset):
-        return data
-    return open_data(data, specs, preprocessing=preprocessing, limit=samples, seed=seed)
-
-
-def _labelled(data: Dataset) -> Iterator[tuple[Feed, Any]]:
-    labels = data.labels
-    size = data.batch_size
-    for number, feed in enumerate(data):
-        yield feed, None if labels is None else labels[number * size : (number + 1) * size]
-
-
-def _reason(group: ChannelGroup, exclude: Sequence[str], round_to: int) -> str:
-    if group.reason:
-        return group.reason
-    if any(fnmatch.fnmatchcase(maker, text) for maker in group.makers for text in exclude):
-        return "excluded"
-    step = step_of(group, round_to)
-    if len(group.units) <= step:
-        channels = len(group.units) * group.width
-        return f"{channels} channels are no more than one multiple of {round_to}"
-    return ""
-
-
-def _removed(
-    groups: Sequence[ChannelGroup], scores: Sequence[NDArray[np.float64]], kept: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    lost = [
-        group.units[np.argsort(score, kind="stable")[: len(score) - count]]
-        for group, score, count in zip(groups, scores, kept.tolist(), strict=True)
-    ]
-    return np.concatenate(lost)
-
-
-def _row(group: ChannelGroup, kept: int, reason: str, notes: dict[str, str], trace: Trace) -> PrunedGroup:
-    readers = {name for (name, _), role in group.roles.items() if role == "reads"}
-    said = [
-        f"{node.name}: {notes[str(value.name)]}"
-        for node in trace.model.graph
-        for value in node.inputs
-        if value is not None and value.name in readers and str(value.name) in notes
-    ]
-    unchanged = kept == len(group.units) and not reason
-    return PrunedGroup(
-        name=group.name,
-        units=len(group.units),
-        kept=kept,
-        width=group.width,
-        reason="the allocation keeps all of it" if unchanged else reason,
-        notes=tuple(said),
+def _candidate(site: Site) -> bool:
+    weight = site.weight
+    return (
+        site.op_type in _PRUNED
+        and weight is not None
+        and weight.is_initializer()
+        and not site.subgraph
+        and (site.op_type == "Conv" or len(site.weight_array().shape) == 2)
     )
 
 
-def _finished(model: ir.Model) -> ir.Model:
-    from lowbit.graph import infer_shapes
+def _unfit(site: Site, pattern: Pattern) -> bool:
+    depth, outputs = kernel_matrix(site, site.weight_array()).shape
+    rows, columns = pattern.block
+    return bool(depth % (pattern.of or rows) or outputs % columns)
 
-    return infer_shapes(model)
+
+def _left(site: Site, reason: str) -> PrunedLayer:
+    array = site.weight_array()
+    name = "" if site.weight is None else site.weight.name or ""
+    zeros = float(np.mean(array == 0)) if array.size else 0.0
+    return PrunedLayer(node=site.path, weight=name, weights=array.size, zeros=zeros, reason=reason)
+
+
+def _moments(model: ir.Model, groups: list[list[Site]], data: Dataset, seed: int, advance: Any) -> dict[str, Moments]:
+    """Return by weight what the first operator that reads it reads."""
+    found: dict[str, Moments] = {}
+    for part in in_parts([[group[0]] for group in groups]):
+        flat = [site for group in part for site in group]
+        seen = moments_in_two(model, flat, data, samples=_SAMPLES, seed=seed, advance=advance)
+        for site in flat:
+            if site.path in seen and site.weight is not None:
+                found[site.weight.name or ""] = seen[site.path]
+    return found
+
+
+def _masks(
+    groups: dict[str, list[Site]],
+    moments: dict[str, Moments],
+    amount: float,
+    pattern: Pattern,
+    criterion: Criterion,
+    scope: Scope,
+) -> dict[str, NDArray[np.bool_]]:
+    """Return masks of kept weights, `[K, N]`; a layer that chooses its own while it is reconstructed has none."""
+    matrices = {name: kernel_matrix(group[0], group[0].weight_array()) for name, group in groups.items()}
+    if pattern.kept or scope == "layer":
+        return {
+            name: mask_of(
+                wanda(matrix, _energy(moments[name])) if _weighs(criterion, moments, name) else magnitude(matrix),
+                amount,
+                pattern,
+                per_output=_weighs(criterion, moments, name),
+            )
+            for name, matrix in matrices.items()
+            if criterion != "sparsegpt" or name not in moments
+        }
+    scores = {}
+    for name, matrix in matrices.items():
+        if moments and name in moments and criterion != "magnitude":
+            # What leaving a weight out adds to the relative error of the output.
+            share = wanda(matrix, _energy(moments[name])) ** 2
+            scores[name] = share / max(_power(matrix, moments[name].both), 1e-30)
+        else:
+            scores[name] = lamp(matrix)
+    return _across(scores, amount, pattern)
+
+
+def _across(scores: dict[str, NDArray[np.float64]], amount: float, pattern: Pattern) -> dict[str, NDArray[np.bool_]]:
+    """Prune the lowest scores of all layers together; of every layer at least one block is kept."""
+    rows, columns = pattern.block
+    blocks = {
+        name: score.reshape(score.shape[0] // rows, rows, -1, columns).sum(axis=(1, 3))
+        for name, score in scores.items()
+    }
+    for block in blocks.values():
+        block.ravel()[int(np.argmax(block))] = np.inf
+    flat = np.concatenate([block.ravel() for block in blocks.values()])
+    kept = np.ones(len(flat), dtype=bool)
+    count = min(round(amount * len(flat)), len(flat) - len(blocks))
+    kept[np.argsort(flat, kind="stable")[:count]] = False
+    masks, start = {}, 0
+    for name, block in blocks.items():
+        mask = kept[start : start + block.size].reshape(block.shape)
+        masks[name] = np.repeat(np.repeat(mask, rows, axis=0), columns, axis=1)
+        start += block.size
+    return masks
+
+
+def _weighs(criterion: Criterion, moments: dict[str, Moments], name: str) -> bool:
+    return criterion == "wanda" and name in moments
+
+
+def _energy(moments: Moments) -> NDArray[np.float64]:
+    """Return `E[x²]` of every input, `[G, K]`."""
+    energy: NDArray[np.float64] = np.diagonal(moments.both, axis1=1, axis2=2).astype(np.float64)
+    return energy
+
+
+def _pruned(
+    group: list[Site],
+    mask: NDArray[np.bool_] | None,
+    moments: Moments | None,
+    amount: float,
+    pattern: Pattern,
+    criterion: Criterion,
+) -> PrunedLayer:
+    site = group[0]
+    matrix = kernel_matrix(site, site.weight_array()).astype(np.float32)
+    best = None if mask is None else np.where(mask, matrix, np.float32(0))
+    before = after = None
+    if moments is not None:
+        if criterion == "sparsegpt":
+            kept = mask if mask is not None else prune_and_reconstruct(matrix, moments.fit, amount, pattern) != 0
+            plain = np.where(kept, matrix, np.float32(0))
+            fitted = refit(matrix, moments.fit, kept)
+            before, after = (_error(matrix, found, moments.held) for found in (plain, fitted))
+            if after < before:
+                best = refit(matrix, moments.both, kept)
+            else:  # chance correlations of few samples: leaving out is better
+                best, after = plain, before
+        else:
+            assert best is not None
+            before = after = _error(matrix, best, moments.held)
+    assert best is not None
+    array = from_kernel_matrix(site, best).astype(np.float32)
+    assert site.weight is not None
+    set_constant(site.weight, array)
+    return PrunedLayer(
+        node=site.path,
+        weight=site.weight.name or "",
+        weights=array.size,
+        zeros=float(np.mean(array == 0)),
+        error_before=before,
+        error=after,
+    )
+
+
+def _error(matrix: NDArray[np.float32], found: NDArray[np.float32], moments: NDArray[np.float32]) -> float:
+    """Return the squared error of the output, as a fraction of its power."""
+    return _power(matrix - found, moments) / max(_power(matrix, moments), 1e-30)
+
+
+def _power(matrix: NDArray[np.float32], moments: NDArray[np.float32]) -> float:
+    """Return the mean squared output of a weight, summed over its outputs."""
+    groups = len(moments)
+    parts = matrix.reshape(len(matrix), groups, -1).transpose(1, 0, 2).astype(np.float64)
+    return float(np.einsum("gkn,gkl,gln->", parts, moments.astype(np.float64), parts, optimize=True))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"

@@ -132,7 +132,7 @@ def _at_run_time(layers: Sequence[DiagnosedLayer], sites: Mapping[str, Site]) ->
 
 
 def _learned(recipe: Recipe, layers: Sequence[DiagnosedLayer]) -> Iterable[Remedy]:
-    if recipe.rounding == "learned":
+    if recipe.learns:
         return
     noise = sum(
         layer.share for layer in layers if layer.op_type in _LEARNABLE and layer.execution in {"static", "weight-only"}

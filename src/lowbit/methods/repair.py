@@ -98,16 +98,16 @@ def repair(
             stopped = "the time that is left does not suffice for another remedy"
             break
         candidate = amended(current, remedy)
-        if candidate == current or (current.rounding == "learned" and candidate.rounding != "learned"):
+        if candidate == current or (current.learns and not candidate.learns):
             continue
-        learning = candidate.rounding == "learned"
+        learning = candidate.learns
         if learning and recipe.time is None:
             # Whole seconds, so that the recipe reads well.
             budget = math.floor((left - 2 * each) * _LEARNING)
             if budget < _LEAST_SECONDS:
                 stopped = "the time that is left does not suffice for learning"
                 break
-            if current.rounding != "learned":
+            if not current.learns:
                 candidate = dataclasses.replace(candidate, time=float(budget))
         begin = clock()
         try:

@@ -81,7 +81,9 @@ class Rerounding:
 
 
 def first_rounding(recipe: Recipe, target: Target) -> Kind:
-    """Return how weights are rounded before anything is learned: by GPTQ at fewer than 8 bits."""
+    """Return how weights are rounded before anything is learned: by GPTQ at fewer than 8 bits, but for AdaRound."""
+    if recipe.rounding == "adaround":
+        return "compensated"
     if recipe.rounding == "compensated" or recipe.rounding == "gptq":
         return recipe.rounding
     few = parse_format(recipe.weights or target.weights).element.maximum < np.iinfo(np.int8).max

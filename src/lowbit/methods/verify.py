@@ -305,6 +305,8 @@ def _layers(
         quantizer = quantizers.get(abbreviated(f"{name}_codes")) if name in coded else None
         if quantizer is not None:
             codes = quantizer.outputs[0]
+            clip = next((use.node for use in codes.uses() if use.node.op_type == "Clip"), None)
+            codes = codes if clip is None else clip.outputs[0]
             decoder = next((use.node for use in codes.uses() if use.node.op_type == "DequantizeLinear"), None)
             if decoder is not None and decoder.outputs[0].name and codes.name:
                 rows.append((site, name, decoder.outputs[0].name, codes.name))

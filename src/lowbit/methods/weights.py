@@ -187,7 +187,8 @@ def rerounded(site: Site, encoded: EncodedWeight, rounding: str | None) -> Encod
             encoded, notes=(*encoded.notes, "rounded to nearest: the plan's rounding does not fit")
         )
     moved = codes.astype(np.int16) + steps
-    lowest, highest = encoded.fmt.code_range()
+    levels = encoded.fmt.element.levels
+    lowest, highest = (0, len(levels) - 1) if levels else encoded.fmt.code_range()
     unsafe = moved.min(initial=0) < lowest or moved.max(initial=0) > highest
     result = moved.astype(codes.dtype)
     if unsafe or (encoded.saturation is not None and hazards(result).any()):
@@ -217,12 +218,12 @@ def _steps_without_padding(site: Site, codes: NDArray[Any], rounding: str) -> ND
 
 
 def plain_codes(site: Site, encoded: EncodedWeight) -> NDArray[Any] | None:
-    """Return a weight's codes as `[K, N]` int8 or uint8, in the kernel's order; `None` if they are anything else.
+    """Return a weight's codes or indices of levels as `[K, N]` int8 or uint8, in the kernel's order, else `None`.
 
     Codes of fewer than 8 bits have types of their own, in which nothing can be computed.
     """
     element = encoded.fmt.element
-    if element.kind != "integer" or element.bits > _BYTE:
+    if element.kind not in {"integer", "codebook"} or element.bits > _BYTE:
         return None
     plain = encoded.codes if element.bits == _BYTE else encoded.codes.astype(np.int8)
     return kernel_matrix(site, plain)

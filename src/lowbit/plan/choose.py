@@ -87,6 +87,7 @@ def choose_executions(
     allowed: Mapping[str, frozenset[Execution]],
     caution: float = 1.0,
     budget: NoiseBudget | None = None,
+    unfed: bool = False,
 ) -> dict[str, Choice]:
     """Choose float, static or dynamic integers for every site.
 
@@ -96,12 +97,13 @@ def choose_executions(
         allowed: Per site path, which of `static` and `dynamic` may be used; nothing if it is absent.
         caution: Factor on all integer and conversion costs; above 1 keeps more in float.
         budget: Limit of the noise that integers may add; without one latency alone decides.
+        unfed: Without costs, whether operators become integer too that nothing integer feeds, movers excepted.
 
     Returns:
         One choice per site path.
     """
     if costs is None:
-        return _everything_legal(sites, allowed)
+        return _everything_legal(sites, allowed, unfed=unfed)
     program = _Program(sites, costs, allowed, caution)
     if budget is None:
         return program.solve()
@@ -146,15 +148,22 @@ def conversions(sites: Sequence[Site], executions: Mapping[str, Execution]) -> l
     return found
 
 
-def _everything_legal(sites: Sequence[Site], allowed: Mapping[str, frozenset[Execution]]) -> dict[str, Choice]:
+def _everything_legal(
+    sites: Sequence[Site], allowed: Mapping[str, frozenset[Execution]], *, unfed: bool
+) -> dict[str, Choice]:
     """Choose without costs: every weighted operator, and the others where an integer neighbour feeds them."""
     choices: dict[str, Choice] = {}
     coded: set[ir.Value] = set()
     for site in sites:
         may = allowed.get(site.path, frozenset())
         weighted = site.weight_index is not None
-        fed = bool(site.activations) and all(
-            site.node.inputs[index] in coded or is_constant(site.node.inputs[index]) for index in site.activations
+        sources = [site.node.inputs[index] for index in site.activations]
+        fed = bool(sources) and all(
+            value in coded
+            or is_constant(value)
+            or (unfed and value is not None and value.is_graph_input())
+            or (unfed and site.support is not None and site.support.role != "passive")
+            for value in sources
         )
         execution: Execution = "float"
         if "static" in may and (weighted or fed):

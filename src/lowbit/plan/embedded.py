@@ -32,7 +32,8 @@ def embed_plan(model: ir.Model, plan: Plan) -> None:
     """
     sites = tuple(dataclasses.replace(site, **_UNNEEDED) for site in plan.sites)
     text = json.dumps(
-        dataclasses.replace(plan, sites=sites, warnings=(), migrations=()).to_dict(), separators=(",", ":")
+        dataclasses.replace(plan, sites=sites, warnings=(), migrations=(), rotations=()).to_dict(),
+        separators=(",", ":"),
     )
     packed = zlib.compress(text.encode(), level=9)
     model.metadata_props[PLAN_KEY] = base64.b64encode(packed).decode("ascii")

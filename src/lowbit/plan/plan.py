@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 from lowbit.exceptions import RecipeError
 
-__all__ = ["EXECUTIONS", "PLAN_VERSION", "ActivationPlan", "Execution", "MigrationPlan", "Plan", "SitePlan"]
+__all__ = [
+    "EXECUTIONS",
+    "PLAN_VERSION",
+    "ActivationPlan",
+    "Execution",
+    "MigrationPlan",
+    "Plan",
+    "RotationPlan",
+    "SitePlan",
+]
 
 PLAN_VERSION = 1
 
@@ -103,6 +112,24 @@ class MigrationPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RotationPlan:
+    """A rotation of the channels of one tensor: `x W = (x R) (Rᵀ W)`.
+
+    Attributes:
+        tensor: Name of the tensor in the cleaned model; of a residual stream, its first one that is normalized.
+        kind: `stream` (a residual stream with all its writers and readers), `layers` (from one linear layer to the
+            next, head by head) or `matmul` (a MatMul is added in front of the readers).
+        seed: Seed of the rotation's signs.
+        reason: What it gains, in words.
+    """
+
+    tensor: str
+    kind: Literal["stream", "layers", "matmul"]
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Every decision about one model for one target; applying it again gives the same bytes.
 
@@ -115,6 +142,7 @@ class Plan:
         options: The recipe's options that shaped the artifact (calibration, seed …), plain values.
         warnings: What the user should know before trusting the artifact.
         migrations: Scales that are moved before anything is rounded.
+        rotations: Channels that are rotated before that.
     """
 
     target: str
@@ -125,6 +153,7 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     migrations: tuple[MigrationPlan, ...] = ()
+    rotations: tuple[RotationPlan, ...] = ()
     version: int = PLAN_VERSION
 
     def site(self, node: str) -> SitePlan:
@@ -148,6 +177,10 @@ class Plan:
         del data["migrations"]
         if moved:
             data["migrations"] = moved
+        turned = [dataclasses.asdict(each) for each in self.rotations]
+        del data["rotations"]
+        if turned:
+            data["rotations"] = turned
         return {"version": data.pop("version"), **data}
 
     @classmethod
@@ -179,6 +212,7 @@ class Plan:
                 options=dict(data.get("options", {})),
                 warnings=tuple(data.get("warnings", ())),
                 migrations=migrations,
+                rotations=tuple(RotationPlan(**each) for each in data.get("rotations", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise RecipeError(

@@ -33,7 +33,8 @@ Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
 Smooth = Literal["none", "smoothquant", "awq"]
-Rounding = Literal["nearest", "compensated", "gptq", "learned"]
+Rotate = Literal["none", "offline", "online"]
+Rounding = Literal["nearest", "compensated", "gptq", "adaround", "learned"]
 METHODS: tuple[Method, ...] = get_args(Method)
 RULE_METHODS: tuple[str, ...] = (*(method for method in METHODS if method != "best"), "float")
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
@@ -82,10 +83,12 @@ class Recipe:
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
         rounding: `compensated` rounds weights so that their errors cancel at the output, as far as the inputs in
             calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `learned` then
-            restores the float outputs block by block, learning roundings, scales and biases by gradient; `nearest`
-            rounds each to nearest.
+            restores the float outputs block by block, learning roundings, scales and biases by gradient; `adaround`
+            learns layer by layer whether each weight is rounded down or up; `nearest` rounds each to nearest.
         time: Seconds that learning may take; `None` sets no limit.
         equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
+        rotate: Whether channels are rotated so that outliers spread over all of them: `offline` where linear layers on
+            both sides take the rotation, `online` also by MatMuls that are added. Kept where it helps.
         smooth: Whether scales move from activations to the weights that read them: `smoothquant` where activations have
             outliers, `awq` where only weights are rounded.
         outliers: Fraction of the weights of a weight-only operator that are kept apart at 16 bits, so that all others
@@ -117,6 +120,7 @@ class Recipe:
     rounding: Rounding = "compensated"
     time: float | None = None
     equalize: bool = False
+    rotate: Rotate = "none"
     smooth: Smooth = "none"
     outliers: float = 0.0
     low_rank: int = 0
@@ -132,6 +136,7 @@ class Recipe:
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
         _one_of("rounding", self.rounding, get_args(Rounding))
+        _one_of("rotate", self.rotate, get_args(Rotate))
         _one_of("smooth", self.smooth, get_args(Smooth))
         _one_of("io", self.io, get_args(Io))
         if not isinstance(self.equalize, bool):
@@ -204,6 +209,11 @@ class Recipe:
         weight_range = "mse" if self.weight_range == "minmax" else self.weight_range
         rounding: Rounding = "learned" if self.rounding == "compensated" else self.rounding
         return dataclasses.replace(self, method="auto", weight_range=weight_range, rounding=rounding)
+
+    @property
+    def learns(self) -> bool:
+        """Whether roundings are learned by gradient."""
+        return self.rounding in {"adaround", "learned"}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, ready for YAML."""

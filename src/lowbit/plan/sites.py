@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Site", "find_sites", "walk"]
 
+# What attributes are where a node does not say.
+_DEFAULTS = {("Resize", "mode"): "nearest", ("Pad", "mode"): "constant"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Site:
@@ -257,7 +260,7 @@ def _static_refusal(
         return "it lies in a subgraph, where calibration cannot see its tensors"
     for name, allowed in support.attributes.items():
         attribute = node.attributes.get(name)
-        value = attribute.value if attribute is not None else "nearest" if name == "mode" else None
+        value = attribute.value if attribute is not None else _DEFAULTS.get((node.op_type, name))
         if value not in allowed:
             return f"{target.engine} has no integer kernel for {node.op_type} with {name}={value}"
     if support.role == "convolution":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ __all__ = [
     "SiteTime",
     "TensorHistogram",
     "Verification",
+    "worst_db",
 ]
 
 
@@ -233,3 +235,8 @@ class Verification:
     prediction: Prediction | None = None
     hazards: tuple[Hazards, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def worst_db(verification: Verification) -> float:
+    """Return the SQNR of the output that loses most; without an output of numbers there is nothing to lose."""
+    return min((output.sqnr_real_db for output in verification.outputs), default=math.inf)

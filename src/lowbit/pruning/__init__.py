@@ -1,26 +1,26 @@
-"""Pure maths of pruning: how much weights matter, which of them go, when, and how the others make up for it.
+"""Which weights of a layer may go: scores, masks, schedules, and what the others have to become.
 
-Knows arrays, not graphs, and neither PyTorch nor an engine; everything here can be called during a training. May import
-from `lowbit.exceptions`.
+Pure maths on arrays; a weight here is `[K, N]`, inputs by outputs, unless said otherwise.
 """
 
 from __future__ import annotations
 
-from lowbit.pruning.masks import block_mask, largest_mask, n_of_m_mask
-from lowbit.pruning.reconstruction import sparse_gpt
-from lowbit.pruning.refit import refit
-from lowbit.pruning.schedules import constant_amount, polynomial_amount
-from lowbit.pruning.scores import magnitude_scores, movement_scores, wanda_scores
+from lowbit.pruning.masks import Pattern, mask_of, parse_pattern
+from lowbit.pruning.reconstruct import prune_and_reconstruct
+from lowbit.pruning.refit import refit, refit_inputs
+from lowbit.pruning.schedule import polynomial_sparsity
+from lowbit.pruning.scores import lamp, magnitude, movement, wanda
 
 __all__ = [
-    "block_mask",
-    "constant_amount",
-    "largest_mask",
-    "magnitude_scores",
-    "movement_scores",
-    "n_of_m_mask",
-    "polynomial_amount",
+    "Pattern",
+    "lamp",
+    "magnitude",
+    "mask_of",
+    "movement",
+    "parse_pattern",
+    "polynomial_sparsity",
+    "prune_and_reconstruct",
     "refit",
-    "sparse_gpt",
-    "wanda_scores",
+    "refit_inputs",
+    "wanda",
 ]

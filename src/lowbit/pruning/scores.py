@@ -1,4 +1,4 @@
-"""How much single weights matter: scores of the weight's own shape, larger is more important."""
+"""How much every weight matters: higher is kept longer."""
 
 from __future__ import annotations
 
@@ -9,35 +9,55 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["magnitude_scores", "movement_scores", "wanda_scores"]
+__all__ = ["lamp", "magnitude", "movement", "wanda"]
 
 
-def magnitude_scores(weight: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return `|w|`, in the weight's shape."""
+def magnitude(weight: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return `|w|` (Han et al., Learning both Weights and Connections, 2015), in the weight's shape."""
     return np.abs(weight.astype(np.float64))
 
 
-def movement_scores(
-    accumulated: NDArray[np.floating], weight: NDArray[np.floating], gradient: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """Add a training step to the scores of movement pruning (Sanh, Wolf and Rush, 2020): `S - w · dL/dw`.
-
-    Weights that the training moves away from zero gain, those that it moves towards zero lose.
+def wanda(weight: NDArray[np.floating], energy: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return `|w| · ‖x‖` (Sun et al., A Simple and Effective Pruning Approach for Large Language Models, 2023).
 
     Args:
-        accumulated: The scores so far; zeros at the start.
-        weight: The weights before the step.
-        gradient: Gradient of the loss by them, in the same shape.
+        weight: `[K, N]`.
+        energy: `[K]` or `[G, K]` for G groups of N / G outputs: `E[x²]` of every input, not negative.
+
+    Returns:
+        `[K, N]` float64; to be compared within one output.
     """
-    return accumulated.astype(np.float64) - weight.astype(np.float64) * gradient
+    groups = np.atleast_2d(energy)
+    norms = np.sqrt(groups.astype(np.float64)).T  # [K, G]
+    spread: NDArray[np.float64] = np.repeat(norms, weight.shape[1] // len(groups), axis=1)
+    return spread * np.abs(weight.astype(np.float64))
 
 
-def wanda_scores(weight: NDArray[np.floating], energy: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return `|w| · ‖x‖` (Sun, Liu, Bair and Kolter, A Simple and Effective Pruning Approach for LLMs, 2023).
+def movement(weight: NDArray[np.floating], gradient: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return what a step of training adds to movement scores, `-w · ∂L/∂w` (Sanh et al., Movement Pruning, 2020).
+
+    Sums over the steps are positive where weights move away from zero.
 
     Args:
-        weight: `[K, N]`, inputs by outputs.
-        energy: `[K]` or `[K, N]`, mean square of the input that each weight is multiplied with.
+        weight: Any shape.
+        gradient: Of the loss, in the same shape.
     """
-    root = np.sqrt(np.maximum(energy.astype(np.float64), 0.0))
-    return np.abs(weight.astype(np.float64)) * (root[:, None] if root.ndim == 1 else root)
+    return -weight.astype(np.float64) * gradient.astype(np.float64)
+
+
+def lamp(weight: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return magnitudes that can be compared across layers (Lee et al., Layer-adaptive Sparsity, 2021).
+
+    `w² / Σ w'²` over all weights of the layer that are not smaller: the largest weight of every layer has 1, so that no
+    layer is pruned to nothing.
+
+    Args:
+        weight: Any shape.
+    """
+    flat = weight.astype(np.float64).ravel() ** 2
+    order = np.argsort(flat, kind="stable")
+    rest = np.cumsum(flat[order][::-1])[::-1]
+    scores = np.zeros_like(flat)
+    np.divide(flat[order], rest, out=rest, where=rest > 0)
+    scores[order] = rest
+    return scores.reshape(weight.shape)

@@ -69,6 +69,13 @@ class LearnedRounding(torch.nn.Module):
         codes: torch.Tensor = _Codes.apply(self.position, self.low, self.high)
         return (codes - self.zero_point) * self.spread(torch.exp(self.log_scale))
 
+    def scales(self) -> list[torch.nn.Parameter]:
+        """Return the logarithm of the scale, which is learned too."""
+        return [self.log_scale]
+
+    def undecided(self, progress: float) -> None:
+        """Return nothing: what is computed is always what the codes give."""
+
     @torch.no_grad()
     def codes(self) -> torch.Tensor:
         """Return the codes: float32 that hold integers from `low` to `high`."""

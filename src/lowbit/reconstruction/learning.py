@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lowbit.interpreter import Interpreter
-    from lowbit.reconstruction.learned_rounding import LearnedRounding
+    from lowbit.reconstruction.soft_weight import SoftWeight
 
 __all__ = ["BlockLearner", "LearnedBias", "LearnedBlock", "Schedule"]
 
+# Share of the steps in which rates rise.
+_WARM_UP = 0.1
 # By what share an error has to fall.
 _MEANINGFUL = 1e-3
 
@@ -52,11 +54,13 @@ class Schedule:
     Attributes:
         steps: Number of steps.
         batch: Samples a step.
-        reach: How far a rounding can move in all, in steps of the format.
+        reach: How far a rounding can move in all, in steps of the format; with AdaRound, in logits.
         scale_rate: Learning rate of the logarithms of scales.
         bias_rate: Learning rate of biases, as a share of their mean square's root.
         dropped: Share of activations that QDrop leaves in float.
         judged: How often on the way the error is measured on other samples.
+        decided: Weight of AdaRound's regularizer beside the error, both over what they start with.
+        mixed: Whether half of the samples are mixtures of two; only where the block reads what is the same in float.
         seed: Of batches and dropping.
     """
 
@@ -67,6 +71,8 @@ class Schedule:
     bias_rate: float = 1e-3
     dropped: float = 0.5
     judged: int = 10
+    decided: float = 100.0
+    mixed: bool = False
     seed: int = 0
 
 
@@ -104,16 +110,18 @@ class BlockLearner:
         scales: Logarithms of activation scales, by the module's input.
         learn_scales: Which of them are learned.
         dropped: Name of the module's input for the share of dropped quantizations.
+        output_shares: What part each of the block's outputs has in the error, 1 in all; none means all the same.
     """
 
     module: Interpreter
     inputs: tuple[str, ...]
-    weights: dict[str, LearnedRounding]
+    weights: dict[str, SoftWeight]
     fixed: dict[str, torch.Tensor]
     biases: dict[str, LearnedBias]
     scales: dict[str, torch.nn.Parameter]
     dropped: str
     learn_scales: frozenset[str] = field(default_factory=frozenset)
+    output_shares: tuple[float, ...] = ()
 
     def run(
         self, sample: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], dropped: float
@@ -138,14 +146,26 @@ class BlockLearner:
         targets: Sequence[Sequence[torch.Tensor]],
         weights: Mapping[str, torch.Tensor],
     ) -> float:
-        """Return the squared error of all outputs over their squares."""
-        noise = signal = 0.0
+        """Return the weighted mean of the outputs' squared errors, each over the output's squares."""
+        noise: dict[int, float] = {}
+        signal: dict[int, float] = {}
+        count = len(targets[0]) if targets else 0
         for sample, wanted in zip(inputs, targets, strict=True):
-            for got, exact in zip(self.run(sample, weights, 0.0), wanted, strict=True):
+            for place, (got, exact) in enumerate(zip(self.run(sample, weights, 0.0), wanted, strict=True)):
                 if exact.is_floating_point():
-                    noise += float((got - exact).square().sum())
-                    signal += float(exact.square().sum())
-        return noise / max(signal, 1e-30)
+                    noise[place] = noise.get(place, 0.0) + float((got - exact).square().sum())
+                    signal[place] = signal.get(place, 0.0) + float(exact.square().sum())
+        return sum(
+            weight * noise[place] / signal[place]
+            for place, weight in enumerate(self._shares(count))
+            if signal.get(place, 0.0) > 0
+        )
+
+    def _shares(self, count: int) -> list[float]:
+        """Return what part each output has in the error; all together are 1."""
+        if self.output_shares:
+            return list(self.output_shares)
+        return [1 / max(count, 1)] * count
 
     def learn(
         self,
@@ -184,27 +204,40 @@ class BlockLearner:
         pace = 2 * schedule.reach / schedule.steps
         optimizer = torch.optim.Adam(
             [
-                {"params": [weight.log_scale for weight in roundings] + scales, "lr": schedule.scale_rate},
+                {
+                    "params": [scale for weight in roundings for scale in weight.scales()] + scales,
+                    "lr": schedule.scale_rate,
+                },
                 {"params": [bias.change for bias in self.biases.values()], "lr": schedule.bias_rate},
                 {"params": [weight.position for weight in roundings], "lr": pace},
             ]
         )
         rates = [group["lr"] for group in optimizer.param_groups]
         best, kept = math.inf, self.state()
+        first = 1.0
+        elements = sum(weight.position.numel() for weight in roundings)
         for step in range(schedule.steps):
             if step % max(schedule.steps // schedule.judged, 1) == 0:
-                best, kept = self._better(judge(), best, kept)
-            left = 1 - step / schedule.steps
+                error = judge()
+                first = max(error, 1e-30) if step == 0 else first
+                best, kept = self._better(error, best, kept)
+            # Adam's first steps are as long as its rate wherever they lead: they begin short.
+            left = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+            left *= min((step + 1) / (_WARM_UP * schedule.steps), 1.0)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * left
             optimizer.zero_grad(set_to_none=True)
             inputs, targets = batches(generator)
             for sample, wanted in zip(inputs, targets, strict=True):
                 got = self.run(sample, {name: weight() for name, weight in self.weights.items()}, schedule.dropped)
-                pairs = [(one, exact) for one, exact in zip(got, wanted, strict=True) if exact.is_floating_point()]
-                noise = torch.stack([(one - exact).square().sum() for one, exact in pairs]).sum()
-                signal = sum(float(exact.square().sum()) for _, exact in pairs)
-                torch.autograd.backward(noise / max(signal, 1e-30) / len(inputs))
+                loss = self._loss(got, wanted)
+                undecided = [weight.undecided(step / schedule.steps) for weight in roundings]
+                open_ones = [one for one in undecided if one is not None]
+                if open_ones:
+                    # NOTE: AdaRound adds 0.01 times the sum to a squared error whose size depends on the layer. Here
+                    # the error is over that of nearest and the regularizer a mean, so that one factor fits every block.
+                    loss = loss / first + schedule.decided * torch.stack(open_ones).sum() / elements
+                torch.autograd.backward(loss / len(inputs))
             optimizer.step()
             for weight in roundings:
                 weight.confine()
@@ -212,6 +245,15 @@ class BlockLearner:
         best, kept = self._better(judge(), best, kept)
         self.restore(kept)
         return best
+
+    def _loss(self, got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the weighted mean of the outputs' squared errors, each over its squares."""
+        parts = []
+        for weight, one, exact in zip(self._shares(len(wanted)), got, wanted, strict=True):
+            signal = float(exact.square().sum()) if weight > 0 and exact.is_floating_point() else 0.0
+            if signal > 0:
+                parts.append((one - exact).square().sum() * (weight / signal))
+        return torch.stack(parts).sum() if parts else got[0].sum() * 0.0
 
     def state(self) -> list[torch.Tensor]:
         """Return a copy of everything that can be learned."""
@@ -227,5 +269,5 @@ class BlockLearner:
         return (error, self.state()) if error < best else (best, kept)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        modules: list[torch.nn.Module] = [*self.weights.values(), *self.biases.values()]
-        return [*(parameter for module in modules for parameter in module.parameters()), *self.scales.values()]
+        learned: list[SoftWeight | LearnedBias] = [*self.weights.values(), *self.biases.values()]
+        return [*(parameter for one in learned for parameter in one.parameters()), *self.scales.values()]

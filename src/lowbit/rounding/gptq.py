@@ -14,6 +14,7 @@ import numpy as np
 
 from lowbit.exceptions import FormatError
 from lowbit.rounding.code_grid import check_moments, on_grid
+from lowbit.rounding.inverse_factor import damped, inverse_factor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def gptq(
     if not 0.0 <= damping <= 1.0 or lazy < 1:
         raise FormatError(f"A damping of {damping} with {lazy} rows at a time is impossible", remedy="Use 0.01 and 128")
     groups, depth, _ = moments.shape
-    H = _damped(moments, damping)
+    H = damped(moments, damping)
     energy = np.diagonal(H, axis1=1, axis2=2)
     order = np.argsort(-energy, axis=1, kind="stable") if activation_order else np.tile(np.arange(depth), (groups, 1))
     H = np.take_along_axis(np.take_along_axis(H, order[:, :, None], axis=1), order[:, None, :], axis=2)
@@ -73,35 +74,13 @@ def gptq(
         in_order(weight),
         in_order(on_grid(scale, shape)),
         in_order(on_grid(zero_point, shape)),
-        _factor(H),
+        inverse_factor(H),
         limits,
         lazy,
     )
     codes = np.empty_like(found)
     np.put_along_axis(codes, order[:, :, None], found, axis=1)
     return np.ascontiguousarray(codes.transpose(1, 0, 2).reshape(shape))
-
-
-def _damped(moments: NDArray[np.floating], damping: float) -> NDArray[np.float64]:
-    """Return the moments with a diagonal that lets them be inverted."""
-    damped = moments.astype(np.float64)
-    diagonal = np.einsum("gkk->gk", damped)
-    mean = diagonal.mean(axis=1, keepdims=True)
-    diagonal += np.maximum(damping * mean, 1e-12 * mean)
-    # An input that was always zero has nothing beside its diagonal: with any energy of its own it stands alone.
-    diagonal[diagonal <= 0] = 1.0
-    return damped
-
-
-def _factor(H: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the upper Cholesky factor `U` of the inverse of `H`, `H⁻¹ = Uᵀ U`, `[G, K, K]`.
-
-    NOTE: With the order of the inputs reversed, `H = L Lᵀ`; then `U` is `L⁻¹`, reversed back. This never forms the
-    inverse of `H`, whose own factor would lose twice as many digits.
-    """
-    backwards = np.linalg.cholesky(H[:, ::-1, ::-1])
-    inverse = np.linalg.solve(backwards, np.broadcast_to(np.eye(H.shape[1]), H.shape))
-    return np.ascontiguousarray(inverse[:, ::-1, ::-1])
 
 
 def _rounded(

@@ -16,7 +16,7 @@ from lowbit.exceptions import FormatError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["hadamard_rotation", "random_rotation"]
+__all__ = ["hadamard_rotation", "mean_keeping_rotation", "random_rotation"]
 
 
 def hadamard_rotation(channels: int, *, seed: int = 0) -> NDArray[np.float64]:
@@ -41,6 +41,31 @@ def hadamard_rotation(channels: int, *, seed: int = 0) -> NDArray[np.float64]:
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], channels)
     rotation: NDArray[np.float64] = np.kron(np.eye(channels // size), block / np.sqrt(size)) * signs[:, None]
     return rotation
+
+
+def mean_keeping_rotation(channels: int, *, seed: int = 0) -> NDArray[np.float64]:
+    """Return a Hadamard rotation that keeps the mean of the channels, so that a LayerNormalization commutes with it.
+
+    It is `hadamard_rotation`, followed by the reflection (Householder, 1958) that takes the image of the vector of
+    ones back.
+
+    Args:
+        channels: How many channels there are.
+        seed: Seed of the signs.
+
+    Returns:
+        `[C, C]` float64, orthogonal, with rows and columns that sum to one.
+
+    Raises:
+        FormatError: There is no channel.
+    """
+    rotation = hadamard_rotation(channels, seed=seed)
+    ones = np.full(channels, channels**-0.5)
+    normal = ones @ rotation - ones
+    length = float(normal @ normal)
+    if length < np.finfo(np.float64).eps:
+        return rotation
+    return rotation - 2 / length * np.outer(rotation @ normal, normal)
 
 
 def random_rotation(channels: int, *, seed: int = 0) -> NDArray[np.float64]:

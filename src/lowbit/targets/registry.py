@@ -6,7 +6,14 @@ import platform
 from pathlib import Path
 
 from lowbit.exceptions import TargetError
-from lowbit.targets import elsewhere, onnxruntime_arm64, onnxruntime_x86_avx2, onnxruntime_x86_vnni, openvino_x86
+from lowbit.targets import (
+    elsewhere,
+    litert,
+    onnxruntime_arm64,
+    onnxruntime_x86_avx2,
+    onnxruntime_x86_vnni,
+    openvino_x86,
+)
 from lowbit.targets.target import Target
 
 __all__ = ["TARGETS", "find_target", "host_target"]
@@ -20,6 +27,7 @@ TARGETS: dict[str, Target] = {
         openvino_x86.AVX2,
         openvino_x86.VNNI,
         *elsewhere.TARGETS,
+        litert.TARGET,
     )
 }
 

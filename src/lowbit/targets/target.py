@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["CostModel", "OperatorSupport", "Role", "Target"]
 
 _INT8_MAXIMUM = 127
+_BYTE = 8
 # Engines that fold a Cast of a constant before they look for integer kernels.
 _FOLDS_CASTS = ("onnxruntime",)
 
@@ -98,6 +99,7 @@ class Target:
         symmetric_activations: Whether the zero points of activations have to be 0.
         float_bias: Whether biases stay in float, because the engine quantizes them itself.
         fixed_shapes: Whether every dimension has to be known.
+        integer_only: Whether it runs a whole model in integers or not at all, so that `auto` leaves nothing in float.
         highest_opset: Latest operator set that is read, `None` if there is no limit.
         source: Where the rules come from, for targets that are not run here.
         costs: Cost constants; `None` if nobody measured this target.
@@ -123,12 +125,20 @@ class Target:
     symmetric_activations: bool = False
     float_bias: bool = False
     fixed_shapes: bool = False
+    integer_only: bool = False
     highest_opset: int | None = None
     source: str = ""
 
     def runs_weights(self, fmt: Format) -> bool:
         """Whether it has integer kernels for weights of a format: by itself, or cast to int8 when the model loads."""
         return fmt.element.name in self.weight_elements or self.widens_weights(fmt)
+
+    def runs_activations(self, fmt: Format) -> bool:
+        """Whether it has integer kernels for activations of a format: by itself, or clipped codes of 8 bits."""
+        element = fmt.element
+        carried = "int8" if element.signed else "uint8"
+        narrower = element.kind == "integer" and element.bits <= _BYTE
+        return element.name in self.activation_elements or (narrower and carried in self.activation_elements)
 
     def widens_weights(self, fmt: Format) -> bool:
         """Whether weights of a format become int8 for an integer kernel: narrower signed integers, not in blocks."""

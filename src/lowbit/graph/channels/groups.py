@@ -38,7 +38,7 @@ class ChannelGroup:
     @property
     def width(self) -> int:
         """Channels of a unit, in the weight where they are fewest."""
-        return min(places.shape[1] for places in self.members.values())
+        return min(int(places.shape[1]) for places in self.members.values())
 
 
 def find_groups(trace: Trace) -> list[ChannelGroup]:

@@ -90,8 +90,10 @@ def _pieces(trace: Trace, shape: ir.Value | None) -> list[tuple[ir.Value, list[i
     for value in producer.inputs:
         assert value is not None
         array = constant_array(value)
-        entries = [None] * trace.shape(value)[0] if array is None else [int(entry) for entry in array.reshape(-1)]
-        found.append((value, entries))
+        if array is None:
+            found.append((value, [None] * trace.shape(value)[0]))
+        else:
+            found.append((value, [int(entry) for entry in array.reshape(-1)]))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What pruning a model gives back."""
+"""What removing channels gives back."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-__all__ = ["PruneResult", "PrunedGroup"]
+__all__ = ["ChannelPruning", "PrunedChannels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrunedGroup:
-    """What became of one group of channels, or of one weight.
+class PrunedChannels:
+    """What became of one group of channels.
 
     Attributes:
-        name: The operator that makes the channels, or that reads the weight.
-        units: Channels, heads or weights before.
+        name: The operator that makes the channels.
+        units: Channels or heads before.
         kept: How many of them are left.
         width: Channels of a unit.
         reason: Why nothing was removed; empty if something was.
@@ -38,19 +38,19 @@ class PrunedGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PruneResult:
+class ChannelPruning:
     """A pruned float model and its account.
 
     Attributes:
         model: The artifact; leave it unchanged.
-        groups: What became of every group or weight, in the graph's order.
-        macs: Multiplications of one sample before and after; of dense kernels, so that zeros count.
-        weights: Weights other than zero before and after.
+        groups: What became of every group, in the graph's order.
+        macs: Multiplications of one sample before and after.
+        weights: Weights before and after.
         source: What was pruned, as the user named it.
     """
 
     model: ir.Model
-    groups: tuple[PrunedGroup, ...]
+    groups: tuple[PrunedChannels, ...]
     macs: tuple[float, float]
     weights: tuple[float, float]
     source: str = "model"

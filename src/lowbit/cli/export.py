@@ -1,0 +1,95 @@
+"""`lowbit export`: a quantized model as a file of another runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lowbit.cli.parameters import FILE, Command, check_model, data_source, option, preprocessing
+from lowbit.cli.progress import stages
+from lowbit.cli.screen import show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lowbit.cli.outputs import Outputs
+
+__all__ = ["export"]
+
+_FILE, _CHECK = "The file", "Checking and printing"
+
+
+@click.command(cls=Command, short_help="A quantized model as a LiteRT file or a C array.")
+@click.argument("model", type=FILE)
+@option(
+    _FILE,
+    "-o",
+    "--output",
+    type=FILE,
+    required=True,
+    metavar="OUT",
+    help="The file; its suffix says the format: .tflite is LiteRT, .h a C array of it.",
+)
+@option(_FILE, "--format", "format_", metavar="litert|c-array", help="The format, where the suffix does not say.")
+@option(
+    _FILE,
+    "--layout",
+    default="nhwc",
+    metavar="nhwc|keep",
+    help="Pictures go in and out with the channels last, or as in MODEL.  [nhwc]",
+)
+@option(_FILE, "--io", default="int8", metavar="int8|float", help="Inputs and outputs are codes, or float32.  [int8]")
+@option(
+    _CHECK,
+    "--data",
+    metavar="PATH",
+    help="Samples to compare on; the first one says sizes that MODEL leaves open.  [random codes]",
+)
+@option(_CHECK, "--preprocess", metavar="SPEC|FILE.yaml", help="How a picture becomes an input.")
+@option(_CHECK, "--samples", type=click.IntRange(min=1), default=8, metavar="N", help="How many samples.  [8]")
+@option(_CHECK, "--quiet", is_flag=True, help="Print warnings and errors only.")
+@click.pass_obj
+def export(
+    outputs: Outputs,
+    /,
+    model: Path,
+    output: Path,
+    format_: str | None,
+    layout: str,
+    io: str,
+    data: str | None,
+    preprocess: str | None,
+    samples: int,
+    quiet: bool,
+) -> None:
+    """Write MODEL (ONNX with Q/DQ pairs) for another runtime, with the codes and scales that it has.
+
+    Best made with `lowbit quantize --target litert`. What the runtime has no integer kernel for is refused by name,
+    before anything is written; the file runs beside MODEL in LiteRT first.
+    """
+    check_model(model)
+    outputs.reserve(output, inputs=(model,))
+    transform = preprocessing(preprocess)
+
+    from lowbit.methods.export import export as run
+
+    exported = run(
+        model,
+        output,
+        format=format_,
+        layout=layout,
+        io=io,
+        data=data_source(data),
+        preprocessing=transform,
+        samples=samples,
+        stages=stages(quiet=quiet),
+    )
+    if quiet:
+        for note in exported.notes:
+            click.echo(note, err=True)
+        return
+    from rich.text import Text
+
+    first, *others = str(exported).splitlines()
+    show([Text(first, style="bold"), *(Text(line) for line in others)])

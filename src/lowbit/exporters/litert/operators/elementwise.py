@@ -1,0 +1,153 @@
+"""Operators on two tensors, element by element."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowbit.exporters.litert.constants import plain_constant, stored_codes
+from lowbit.exporters.litert.operators.attributes import attribute, constant_input
+from lowbit.exporters.litert.operators.fusing import fused, written
+from lowbit.exporters.litert.placement import Placed, identity
+from lowbit.exporters.litert.refusal import Refusal
+from lowbit.exporters.litert.tensors import Grid
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from lowbit.exporters.litert.lowering import Lowering
+    from lowbit.exporters.litert.tensors import Tensor
+
+__all__ = ["RULES"]
+
+_FUSING = frozenset({"ADD", "SUB", "MUL"})
+_POSITIVE_CODES = 127
+
+
+def _binary(low: Lowering, node: ir.Node, kind: str) -> None:
+    if len(node.inputs) != 2:
+        raise Refusal(f"it has {len(node.inputs)} inputs, LiteRT's {kind} two")
+    _combined(low, node, kind, [_operand(low, value) for value in node.inputs])
+
+
+def _operand(low: Lowering, value: ir.Value | None) -> Placed | tuple[NDArray[np.float64], Grid]:
+    """Return an operand: a tensor of the program, or a constant with its grid."""
+    real = plain_constant(value)
+    if real is None:
+        return low.placed(value)
+    stored = stored_codes(value)
+    if stored is not None and stored.scale.size == 1:
+        codes, zero = stored.codes, int(stored.zero_point.reshape(()))
+        shift = 128 if codes.max(initial=0) > 127 or zero > 127 else 0
+        if codes.min(initial=0) - shift >= -128 and codes.max(initial=0) - shift <= 127:
+            return stored.real(), Grid(float(stored.scale.reshape(())), zero - shift)
+    return _own_grid(np.asarray(real, dtype=np.float64))
+
+
+def _own_grid(real: NDArray[np.float64]) -> tuple[NDArray[np.float64], Grid]:
+    """Return a float constant with a symmetric grid; a single number is exact on it."""
+    limit = float(np.abs(real).max(initial=0.0))
+    return real, Grid(float(np.float32(limit / _POSITIVE_CODES)) if limit else 1.0, 0)
+
+
+def _combined(
+    low: Lowering, node: ir.Node, kind: str, operands: list[Placed | tuple[NDArray[np.float64], Grid]]
+) -> None:
+    shapes = [operand.shape if isinstance(operand, Placed) else operand[0].shape for operand in operands]
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError as error:
+        raise Refusal(f"its inputs have the shapes {shapes}") from error
+    rank = len(shape)
+    full = [operand for operand in operands if isinstance(operand, Placed) and len(operand.order) == rank]
+    order = max(full, key=lambda operand: operand.tensor.bytes).order if full else identity(rank)
+    end, grid, bounds = low.result_grid(node.outputs[0])
+    tensors = [_arranged(low, operand, order, grid if kind in {"MAXIMUM", "MINIMUM"} else None) for operand in operands]
+    options: dict[str, object] = {}
+    rest = bounds
+    if kind in _FUSING:
+        options["fusedActivationFunction"], rest = fused(grid, bounds)
+    y = low.emit(kind, tensors, [shape[axis] for axis in order], grid=grid, options=options, name=written(end))
+    low.put(end, low.clamp(y, grid, rest), order, grid)
+
+
+def _arranged(
+    low: Lowering, operand: Placed | tuple[NDArray[np.float64], Grid], order: tuple[int, ...], grid: Grid | None
+) -> Tensor:
+    """Return an operand with all axes, in an order, on its own grid or on a given one."""
+    rank = len(order)
+    if not isinstance(operand, Placed):
+        real, own = operand
+        arranged = real.reshape((1,) * (rank - real.ndim) + real.shape).transpose(order)
+        return low.coded_constant("constant", arranged, grid or own)
+    if grid is not None:
+        operand = low.on_grid(operand, grid)
+    if len(operand.order) < rank:
+        plain = low.ordered(operand, identity(len(operand.order)))
+        shape = (1,) * (rank - len(operand.order)) + plain.shape
+        operand = Placed(tensor=low.reshape(plain, shape, operand.grid), order=identity(rank), grid=operand.grid)
+    return low.ordered(operand, order)
+
+
+def _multiply(low: Lowering, node: ir.Node) -> None:
+    gated = _hard_swish(node)
+    if gated is None:
+        _binary(low, node, "MUL")
+        return
+    placed = low.placed(gated)
+    end, grid, bounds = low.result_grid(node.outputs[0])
+    y = low.emit("HARD_SWISH", [placed.tensor], placed.tensor.shape, grid=grid, name=written(end))
+    low.put(end, low.clamp(y, grid, bounds), placed.order, grid)
+
+
+def _hard_swish(node: ir.Node) -> ir.Value | None:
+    """Return x of x · HardSigmoid(x) with the slope and offset of HardSwish: LiteRT computes that at once."""
+    for value, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        source = _undecoded(gate)
+        producer = source.producer() if source is not None else None
+        if (
+            producer is None
+            or producer.op_type != "HardSigmoid"
+            or _undecoded(value) is not _undecoded(producer.inputs[0])
+        ):
+            continue
+        alpha, beta = attribute(producer, "alpha", 0.2), attribute(producer, "beta", 0.5)
+        if abs(alpha - 1 / 6) < 1e-4 and beta == 0.5:
+            return value
+    return None
+
+
+def _undecoded(value: ir.Value | None) -> ir.Value | None:
+    """Return the tensor before its Q/DQ pair."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+        return value
+    return _undecoded(node.inputs[0])
+
+
+def _divide(low: Lowering, node: ir.Node) -> None:
+    divisor = plain_constant(node.inputs[1])
+    if divisor is None:
+        raise Refusal("LiteRT has no integer division by a tensor")
+    reciprocal = 1.0 / np.asarray(divisor, dtype=np.float64)
+    _combined(low, node, "MUL", [_operand(low, node.inputs[0]), _own_grid(reciprocal)])
+
+
+def _power(low: Lowering, node: ir.Node) -> None:
+    if not np.all(constant_input(node, 1) == 2):
+        raise Refusal("LiteRT has no integer kernel for powers other than squares")
+    placed = low.placed(node.inputs[0])
+    _combined(low, node, "MUL", [placed, placed])
+
+
+RULES = {
+    "Add": lambda low, node: _binary(low, node, "ADD"),
+    "Sub": lambda low, node: _binary(low, node, "SUB"),
+    "Mul": _multiply,
+    "Div": _divide,
+    "Pow": _power,
+    "Max": lambda low, node: _binary(low, node, "MAXIMUM"),
+    "Min": lambda low, node: _binary(low, node, "MINIMUM"),
+}

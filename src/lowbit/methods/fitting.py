@@ -1,0 +1,98 @@
+"""What a plan takes from data: ranges, roundings, and what is learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import TYPE_CHECKING
+
+from lowbit.exceptions import DataError
+from lowbit.graph import digest
+from lowbit.methods.calibrate import Calibration, Watch, calibrate
+from lowbit.methods.checkpoint import Checkpoint, learning_folder
+from lowbit.methods.compensation import compensable, compensated_plan
+from lowbit.methods.decide import Decision, make_plan, watch_list
+from lowbit.methods.rerounding import first_rounding, roundings, tells
+
+if TYPE_CHECKING:
+    from lowbit.methods.schedules import Learning
+    from lowbit.methods.work import Work
+    from lowbit.plan.plan import Plan
+
+__all__ = ["calibrated", "with_compensation", "with_learned"]
+
+
+def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Calibration | None:
+    """Calibrate what the decision needs; what is known already is not measured again."""
+    watch = watch_list(work.sites, decision, work.recipe)
+    found = known
+    # Weights that are only stored need no ranges, but means and moments to round by, where there are data.
+    stored = work.recipe.rounding != "nearest" and "weight-only" in decision.executions.values()
+    wanted = bool(watch.tensors) or (stored and work.calibration_data is not None and tells(work.calibration_data))
+    covered = known is not None and set(watch.tensors) <= set(known.histograms) and set(watch.means) <= set(known.means)
+    if wanted and not covered:
+        if work.calibration_data is None:
+            raise DataError(
+                "static quantization needs calibration data",
+                cause="the ranges of activations are measured on them",
+                remedy="give --data, or use --method dynamic or weight-only",
+            )
+        with work.stages("Calibrate", work.calibration_data.count()) as advance:
+            # A second calibration watches other tensors; the file is for the first, long one.
+            checkpoint = _checkpoint(work, watch) if known is None else None
+            found = calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
+    if work.recipe.rounding == "nearest":
+        return found
+    seen = found or Calibration(histograms={}, averages={}, means={}, samples=0)
+    plan = make_plan(work.model, work.sites, work.recipe, work.target, decision, seen, work.shapes)
+    with work.stages("Round weights", None):
+        chosen = roundings(
+            work.model,
+            work.sites,
+            plan,
+            work.target,
+            work.calibration_data,
+            kind=first_rounding(work.recipe, work.target),
+            known=seen.roundings,
+            seed=work.recipe.seed,
+        )
+    return dataclasses.replace(seen, roundings=chosen) if chosen else found
+
+
+def with_learned(work: Work, plan: Plan) -> Plan:
+    """Learn what restores the float outputs; the plan then holds it."""
+    if work.calibration_data is None or not tells(work.calibration_data):
+        missing = "nothing was learned: random numbers, or none, do not say what the model's tensors hold; give --data"
+        return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
+    # PyTorch takes a second to load, and nothing else needs it.
+    from lowbit.methods.reconstruct import count_blocks, reconstruct
+
+    kind: Learning = "adaround" if work.recipe.rounding == "adaround" else "learned"
+    with work.stages("Learn block by block", count_blocks(work.model, plan, work.target, kind)) as advance:
+        return reconstruct(
+            work.model,
+            plan,
+            work.target,
+            work.calibration_data,
+            kind=kind,
+            seconds=work.recipe.time,
+            seed=work.recipe.seed,
+            checkpoint=learning_folder(work.checkpoint) if work.checkpoint is not None else None,
+            advance=advance,
+        ).plan
+
+
+def with_compensation(work: Work, plan: Plan) -> Plan:
+    """Make up for few bits in stored weights, as far as the recipe asks for it."""
+    if not any(compensable(entry, work.recipe) for entry in plan.sites):
+        return plan
+    with work.stages("Make up for few bits", None):
+        return compensated_plan(work.model, work.sites, plan, work.recipe, work.target, work.calibration_data)
+
+
+def _checkpoint(work: Work, watch: Watch) -> Checkpoint | None:
+    if work.checkpoint is None or work.calibration_data is None:
+        return None
+    data = work.calibration_data
+    identity = (digest(work.model), data.name, str(data.count()), str(work.recipe.seed), repr(watch))
+    return Checkpoint(work.checkpoint, hashlib.sha256("\n".join(identity).encode()).hexdigest())
