@@ -98,7 +98,7 @@ def _refitted(
     groups = len(fit)
     kernel = int(np.prod(weight.shape[2:])) if node.op_type == "Conv" else 1
     matrix = _as_matrix(weight, axis, groups)  # [G, K, N / G]
-    stays = np.append(np.repeat(kept, kernel), True)
+    stays = np.append(np.tile(kept, kernel), True)
     with_bias = _bias_of(node) is not None
     plain, power, better = 0.0, 0.0, 0.0
     change = np.zeros((groups, matrix.shape[1] + 1, matrix.shape[2]))
@@ -162,15 +162,17 @@ def _reading_axis(node: ir.Node) -> int:
 
 
 def _as_matrix(weight: NDArray[np.floating], axis: int, groups: int) -> NDArray[np.float64]:
-    outputs_first = weight if axis == 1 else weight.T
+    """Return `[G, K, N / G]` in the order that kernels sum: channels within kernel positions."""
+    outputs_first = np.moveaxis(weight, 1, -1) if axis == 1 else weight.T
     by_group = outputs_first.reshape(groups, len(outputs_first) // groups, -1)
     return by_group.transpose(0, 2, 1).astype(np.float64)
 
 
 def _from_matrix(matrix: NDArray[np.float64], shape: tuple[int, ...], axis: int) -> NDArray[np.float64]:
+    """Return what `_as_matrix` was given."""
     outputs_first = matrix.transpose(0, 2, 1)
     if axis == 1:
-        return outputs_first.reshape(shape)
+        return np.moveaxis(outputs_first.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
     return outputs_first.reshape(shape[1], shape[0]).T
 
 
