@@ -238,9 +238,9 @@ CHAIN = """g (float[N, 3, 8, 8] x) => (float[N, 8, 8, 8] y)
     }"""
 
 
-@pytest.mark.parametrize(("text", "most"), [(CHAIN, 0.5), (RESIDUAL, 1.0)], ids=["chain", "residual"])
+@pytest.mark.parametrize(("text", "most"), [(CHAIN, 0.1), (RESIDUAL, 0.95)], ids=["chain", "residual"])
 def test_refitting_helps_on_samples_it_has_not_seen(parse: Parse, text: str, most: float) -> None:
-    """In a chain it has to; where errors meet again in an addition it is undone if the outputs do not gain."""
+    """In a chain by far, and still where errors meet again in additions and products."""
     model, data = parse(text), samples((96, 3, 8, 8))
     errors = []
     for compensate in (False, True):

@@ -19,10 +19,10 @@ from lowbit.runtime.staging import staged, with_outputs
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lowbit.data import Dataset
+    from lowbit.data import Dataset, Feed
     from lowbit.graph.channels import Trace
 
-__all__ = ["refit_readers"]
+__all__ = ["held_out", "refit_readers"]
 
 _ROWS = 256
 _EVERY = 4  # one sample in so many is held out
@@ -80,6 +80,12 @@ def refit_readers(
         fit, held = (total / max(count, 1) for total, count in zip(sums[name], counts, strict=True))
         notes[name] = _refitted(model, node, name, axis, kept, fit, held if counts[1] else fit)
     return dataclasses.replace(trace, model=model), notes
+
+
+def held_out(data: Dataset, *, samples: int = 64) -> list[Feed]:
+    """Return the samples that `refit_readers` does not fit to; all of them if they are too few to part."""
+    feeds = list(islice(data, samples))
+    return feeds[_EVERY - 1 :: _EVERY] or feeds
 
 
 def _refitted(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,7 +15,7 @@ from lowbit.graph.channels.costs import ChannelCosts
 from lowbit.methods.calibrate import observed_shapes
 from lowbit.methods.channel_allocation import cheapest, step_of, uniform
 from lowbit.methods.channel_pruning import ChannelPruning, PrunedChannels
-from lowbit.methods.channel_refit import refit_readers
+from lowbit.methods.channel_refit import held_out, refit_readers
 from lowbit.methods.channel_scores import GRADIENT_CRITERIA, ChannelCriterion, channel_scores, gradient_scores
 from lowbit.methods.rerounding import tells
 from lowbit.methods.stages import Stages, silent
@@ -188,11 +187,11 @@ def _check_reached(target: float | None, share: float, what: str) -> None:
 
 
 def _error(whole: Trace, found: Trace, removed: NDArray[np.int64], data: Dataset) -> float:
-    """Return the error of all float outputs without the removed channels, relative to their size."""
+    """Return the error of all float outputs on held-out samples, relative to their size."""
     with staged(whole.model) as before, staged(remove_channels(found, removed)) as after:
         sessions = [open_session(before), open_session(after)]
     lost = power = 0.0
-    for feed in islice(data, 64):
+    for feed in held_out(data):
         for reference, got in zip(*(session.run(feed) for session in sessions), strict=True):
             if reference.dtype.kind == "f":
                 lost += float(np.square(got.astype(np.float64) - reference).sum())
