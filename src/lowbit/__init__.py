@@ -17,6 +17,7 @@ from lowbit.exceptions import LowbitError
 if TYPE_CHECKING:
     from lowbit.data import Preprocessing
     from lowbit.importing import import_model
+    from lowbit.methods.channel_pruning import ChannelPruning
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
     from lowbit.methods.diagnose import Diagnosis, diagnose
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lowbit.methods.inspect import inspect
     from lowbit.methods.pack import pack, unpack
     from lowbit.methods.prune import Pruning, prune
+    from lowbit.methods.prune_channels import prune_channels
     from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChannelPruning",
     "Diagnosis",
     "Distillation",
     "Exported",
@@ -61,6 +64,7 @@ __all__ = [
     "inspect",
     "pack",
     "prune",
+    "prune_channels",
     "qat",
     "quantize",
     "share",
@@ -69,6 +73,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ChannelPruning": "lowbit.methods.channel_pruning",
     "Diagnosis": "lowbit.methods.diagnose",
     "Distillation": "lowbit.methods.qat",
     "GradualPruning": "lowbit.training.gradual",
@@ -91,6 +96,7 @@ _HOMES = {
     "inspect": "lowbit.methods.inspect",
     "pack": "lowbit.methods.pack",
     "prune": "lowbit.methods.prune",
+    "prune_channels": "lowbit.methods.prune_channels",
     "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",
     "share": "lowbit.methods.share",

@@ -13,7 +13,7 @@ import pytest
 
 import lowbit as package
 
-COMMANDS = ("quantize", "compare", "diagnose", "check", "inspect", "targets")
+COMMANDS = ("quantize", "prune", "compare", "diagnose", "check", "inspect", "targets")
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "plotly", "rich", "scipy", "torch", "yaml")
 PROBE = """
 import json, sys

@@ -17,6 +17,7 @@ from lowbit.pruning import (
     polynomial_sparsity,
     prune_and_reconstruct,
     refit,
+    refit_inputs,
     wanda,
 )
 
@@ -113,6 +114,15 @@ def test_refitting_comes_to_the_least_squares_optimum(layer) -> None:
         best[rows, output] = np.linalg.lstsq(inputs[:, rows], inputs @ weight[:, output], rcond=None)[0]
     left_out, optimum = power(np.where(kept, weight, 0) - weight, inputs), power(best - weight, inputs)
     assert optimum <= power(fitted - weight, inputs) < optimum + 0.02 * (left_out - optimum)
+
+
+def test_whole_inputs_are_made_up_for_exactly(layer) -> None:
+    weight, inputs = layer
+    kept = np.random.default_rng(1).random(32) < 0.6
+    found = refit_inputs(weight, inputs.T @ inputs / len(inputs), kept, damping=0.0)
+    expected = np.linalg.lstsq(inputs[:, kept], inputs @ weight, rcond=None)[0]
+    np.testing.assert_allclose(found[kept], expected, rtol=1e-6, atol=1e-8)
+    assert not found[~kept].any()
 
 
 def test_without_correlations_there_is_nothing_to_make_up(layer) -> None:

@@ -97,7 +97,7 @@ def application(context: click.Context) -> None:
       lowbit export model.int8.onnx -o model.tflite
       lowbit import model.keras                   a model of another framework in, ONNX out
       lowbit probe model.onnx                     what its operators cost on this machine
-      lowbit prune model.onnx --data calib/       the weights that matter least become zero
+      lowbit prune model.onnx --data calib/       weights become zero, or channels go (`--channels`)
       lowbit pack model.int8.onnx                 one small file for download; `lowbit unpack` gives the same bytes
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     if context.invoked_subcommand is None:

@@ -1,4 +1,4 @@
-"""`lowbit prune`: the weights that matter least become zero."""
+"""`lowbit prune`: the weights that matter least become zero, or whole channels go."""
 
 from __future__ import annotations
 
@@ -12,21 +12,32 @@ from lowbit.cli.progress import stages
 from lowbit.cli.screen import show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowbit.cli.outputs import Outputs
 
 __all__ = ["prune"]
 
-_WHAT, _FILES = "What is pruned", "Files and printing"
+_WHAT, _CHANNELS, _FILES = "What is pruned", "With --channels", "Files and printing"
+# Options of one kind of pruning only.
+_OF_WEIGHTS = ("pattern", "scope")
+_OF_CHANNELS = ("allocation", "round_to", "target_macs", "target_weights", "samples", "no_compensation")
 
 
-@click.command(cls=Command, short_help="The weights that matter least become zero.")
+@click.command(cls=Command, short_help="Weights become zero, or whole channels go.")
 @click.argument("model", type=FILE)
-@option(_WHAT, "--amount", type=float, default=0.5, metavar="FRACTION", help="Of the weights.  [0.5]")
+@option(_WHAT, "--amount", type=float, default=0.5, metavar="FRACTION", help="Of the weights or channels.  [0.5]")
 @option(_WHAT, "--data", metavar="PATH", help="Calibration samples, as for `lowbit quantize`; without, by magnitude.")
 @option(_WHAT, "--preprocess", metavar="SPEC|FILE.yaml", help="How a picture becomes an input.")
-@option(_WHAT, "--criterion", metavar="magnitude|wanda|sparsegpt", help="[sparsegpt with data, magnitude without]")
-@option(_WHAT, "--pattern", default="any", metavar="any|N:M|RxC", help="2:4, or blocks such as 4x1.  [any]")
-@option(_WHAT, "--scope", default="global", metavar="global|layer", help="Whether layers compete.  [global]")
+@option(
+    _WHAT,
+    "--criterion",
+    metavar="NAME",
+    help="magnitude, wanda or sparsegpt; for channels l1, l2, batch-norm, taylor or fisher.  "
+    "[sparsegpt with data, magnitude without; l2]",
+)
+@option(_WHAT, "--pattern", metavar="any|N:M|RxC", help="2:4, or blocks such as 4x1.  [any]")
+@option(_WHAT, "--scope", metavar="global|layer", help="Whether layers compete.  [global]")
 @option(
     _WHAT,
     "--exclude",
@@ -34,7 +45,16 @@ _WHAT, _FILES = "What is pruned", "Files and printing"
     metavar="PATTERN",
     help="Leave operators alone: a name with * and ?, re:EXPRESSION or op:TYPE. May be repeated.",
 )
-@option(_WHAT, "--seed", type=int, default=0, metavar="N", help="Of which rows of inputs are looked at.  [0]")
+@option(_WHAT, "--seed", type=int, default=0, metavar="N", help="Of everything random.  [0]")
+@option(_CHANNELS, "--channels", is_flag=True, help="Remove whole channels and attention heads: smaller and faster.")
+@option(
+    _CHANNELS, "--allocation", metavar="uniform|global", help="The same everywhere, or what matters least.  [uniform]"
+)
+@option(_CHANNELS, "--round-to", type=int, metavar="N", help="Channels left are a multiple of this.  [8]")
+@option(_CHANNELS, "--target-macs", type=float, metavar="FRACTION", help="Until so many multiplications are left.")
+@option(_CHANNELS, "--target-weights", type=float, metavar="FRACTION", help="Until so many weights are left.")
+@option(_CHANNELS, "--samples", type=int, metavar="N", help="Look at so many samples at most.  [64]")
+@option(_CHANNELS, "--no-compensation", is_flag=True, default=None, help="Do not refit what reads removed channels.")
 @option(_FILES, "-o", "--output", type=FILE, metavar="OUT", help="[beside MODEL, as STEM.pruned.onnx]")
 @option(_FILES, "--quiet", is_flag=True, help="Print nothing.")
 @click.pass_obj
@@ -46,22 +66,39 @@ def prune(
     preprocess: str | None,
     output: Path | None,
     quiet: bool,
+    channels: bool,
     **options: Any,
 ) -> None:
     """Set the weights of MODEL (ONNX) that matter least to zero, and change the others to make up for it.
 
-    Zeros pay in `lowbit pack`; training afterwards keeps them with `keep_zeros`.
+    Zeros pay in `lowbit pack`; training afterwards keeps them with `keep_zeros`. With `--channels`, whole channels are
+    removed instead: the model becomes smaller, and faster in every engine.
     """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in _OF_WEIGHTS if channels else _OF_CHANNELS:
+        if name in given:
+            kind = "does not go with" if channels else "needs"
+            raise click.UsageError(f"--{name.replace('_', '-')} {kind} --channels")
     check_model(model)
     inputs = (model, *(Path(text) for text in (data,) if text not in {None, "random"}))
     artifact = outputs.reserve(output or model.with_name(f"{model.stem}.pruned.onnx"), inputs=inputs)
     transform = preprocessing(preprocess)
 
-    from lowbit.methods.prune import prune as run
+    amount = given.pop("amount")
+    shared: dict[str, Any] = {"preprocessing": transform, "stages": stages(quiet=quiet)}
+    if channels:
+        from lowbit.methods.prune_channels import prune_channels
 
-    amount = options.pop("amount")
-    found = run(model, amount, data_source(data), preprocessing=transform, stages=stages(quiet=quiet), **options)
-    found.save(artifact)
+        compensate = not given.pop("no_compensation", False)
+        removed = prune_channels(model, amount, data_source(data), compensate=compensate, **shared, **given)
+        removed.save(artifact)
+        printed: Sequence[object] = removed.renderables()
+    else:
+        from lowbit.methods.prune import prune as run
+
+        zeroed = run(model, amount, data_source(data), **shared, **given)
+        zeroed.save(artifact)
+        printed = [zeroed.table()]
     if not quiet:
-        show([found.table()])
+        show(printed)
         click.echo(f"\n wrote {artifact}")

@@ -16,7 +16,7 @@ from lowbit.rounding.inverse_factor import damped
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["refit"]
+__all__ = ["refit", "refit_inputs"]
 
 
 def refit(
@@ -63,3 +63,29 @@ def refit(
         U += X - Z
     found = np.where(mask, Z / size[:, :, None], 0.0)
     return np.ascontiguousarray(found.transpose(1, 0, 2).reshape(weight.shape)).astype(np.float32)
+
+
+def refit_inputs(
+    weight: NDArray[np.floating], moments: NDArray[np.floating], kept: NDArray[np.bool_], *, damping: float = 1e-3
+) -> NDArray[np.float64]:
+    """Change the weights of kept inputs so that the outputs change least, where whole inputs go.
+
+    He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks (2017): all outputs keep the same
+    inputs, so that one system of equations is the exact solution. A bias is an input that is always one.
+
+    Args:
+        weight: `[K, N]`, inputs by outputs, before pruning.
+        moments: `[K, K]`, `H = E[x xᵀ]` of all inputs.
+        kept: `[K]`, which inputs are kept.
+        damping: Pulls towards the weights as they were, as a fraction of the mean energy of the kept inputs.
+
+    Returns:
+        `[K, N]` float64, exactly 0 for the inputs that go.
+    """
+    W = weight.astype(np.float64)
+    found = np.where(kept[:, None], W, 0.0)
+    if kept.any():
+        H = moments.astype(np.float64)
+        inner = damped(H[np.ix_(kept, kept)][None], damping)[0]
+        found[kept] += np.linalg.solve(inner, H[np.ix_(kept, ~kept)] @ W[~kept])
+    return found

@@ -70,7 +70,7 @@ class CleanResult:
     notes: tuple[str, ...]
 
 
-def clean(model: ir.Model, *, minimum_opset: int = 13) -> CleanResult:
+def clean(model: ir.Model, *, minimum_opset: int = 13, fold_batch_norms: bool = True) -> CleanResult:
     """Make a float model ready for quantization: folded, inlined, named, with shapes and a sufficient opset.
 
     Graph inputs and outputs, names of values that survive, and already quantized parts stay as they are.
@@ -79,21 +79,23 @@ def clean(model: ir.Model, *, minimum_opset: int = 13) -> CleanResult:
         model: Left unchanged.
         minimum_opset: Raise the standard operator set to this version if it is lower. 13 is the first with
             per-channel `DequantizeLinear`. If the conversion fails, the model keeps its opset and a note says so.
+        fold_batch_norms: Whether normalizations and scales go into the weights before them.
     """
     notes: list[str] = []
+    passes = PASSES if fold_batch_norms else tuple(step for step in PASSES if step is not fold_affine)
     result = model.clone()
     changes = inline_functions(result) + own_initializers(result) + name_nodes(result)
     before = opset_of(result)
     if before >= _MODERN_OPSET:
         # Conversion needs shapes, and shapes need folded constants.
-        changes += _settle(result)
+        changes += _settle(result, passes)
     try:
         result = raise_opset(result, minimum_opset)
     except ModelError as error:
         notes.append(f"opset {before} kept: {error}")
     if opset_of(result) != before:
         notes.append(f"opset {before} raised to {opset_of(result)}")
-        changes += _settle(result)
+        changes += _settle(result, passes)
     failure = annotate_shapes(result)
     if failure:
         notes.append(f"shapes unknown: {failure}")
@@ -104,13 +106,13 @@ def clean(model: ir.Model, *, minimum_opset: int = 13) -> CleanResult:
     return CleanResult(model=result, notes=tuple(notes))
 
 
-def _settle(model: ir.Model) -> Counter[str]:
+def _settle(model: ir.Model, passes: tuple[Callable[[ir.Model], Counter[str]], ...]) -> Counter[str]:
     """Repeat all passes in place until none of them finds anything to do."""
     total: Counter[str] = Counter()
     for _ in range(_ROUNDS):
         annotate_shapes(model)
         changes: Counter[str] = Counter()
-        for transform in PASSES:
+        for transform in passes:
             changes += transform(model)
         if not changes:
             break
