@@ -43,7 +43,7 @@ def accuracy(path: Path, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Quantize after training, then by training, and compare."""
+    """Quantize without and with training, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LOWBIT_DATA", "data")))
     parser.add_argument("--out", type=Path, default=Path("mobile_images"), help="folder for the models")
@@ -60,9 +60,11 @@ def main() -> None:
     few = {"weights": "int4", "activations": "uint4"}
     learning = {"epochs": options.epochs, "batch": 64, "measure_seconds": 0}
 
-    files = {"float": model, "int8, after training": out / "int8.onnx", "W4A4, after training": out / "w4a4.ptq.onnx"}
+    files = {"float": model, "int8, after training": out / "int8.onnx", "W4A4, not trained": out / "w4a4.ptq.onnx"}
     lowbit.quantize(model, calibration, measure_seconds=0).save(out / "int8.onnx")
-    lowbit.quantize(model, calibration, measure_seconds=0, **few).save(out / "w4a4.ptq.onnx")
+    # The same bits for the same layers, as they are before the first step.
+    start = lowbit.trainable(model, data={"input_1": x[::25]}, **few)
+    lowbit.finalize(start, measure_seconds=0).save(out / "w4a4.ptq.onnx")
     for name, path, bits in (
         ("float, trained on JPEG", out / "float.jpeg.onnx", {"quantized": False}),
         ("W4A4, trained on JPEG", out / "w4a4.qat.onnx", few),

@@ -27,7 +27,7 @@ def accuracy(path: Path, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Quantize after training, then by distillation, and compare."""
+    """Quantize without and with distillation, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LOWBIT_DATA", "data")))
     parser.add_argument("--out", type=Path, default=Path("voice_command"), help="folder for the models")
@@ -43,13 +43,15 @@ def main() -> None:
         y = stimuli["y"][order]
     half = len(x) // 2
     out = options.out
-    files = {"float": model, "int8, after training": out / "int8.onnx", "W4A4, after training": out / "w4a4.ptq.onnx"}
+    files = {"float": model, "int8, after training": out / "int8.onnx", "W4A4, not learned": out / "w4a4.ptq.onnx"}
     files["W4A4, distilled"] = out / "w4a4.distilled.onnx"
     few = {"weights": "int4", "activations": "uint4"}
 
     calibration = [{"input_1": one[None]} for one in x[:half]]
     lowbit.quantize(model, calibration, measure_seconds=0).save(files["int8, after training"])
-    lowbit.quantize(model, calibration, measure_seconds=0, **few).save(files["W4A4, after training"])
+    # The same bits for the same layers, as they are before the first step.
+    start = lowbit.trainable(model, data={"input_1": x[:half]}, **few)
+    lowbit.finalize(start, measure_seconds=0).save(files["W4A4, not learned"])
     learning = {"epochs": options.epochs, "batch": 50, "measure_seconds": 0}
     trained = lowbit.distill(model, {"input_1": x[:half]}, **few, **learning)
     trained.result.save(files["W4A4, distilled"])
