@@ -95,7 +95,7 @@ def main() -> None:
 
     model = options.data / "models" / "fastestdet_coco.onnx"
     files = {"float": model, "default": out / "default.onnx", "int8": out / "int8.onnx", "W4A8": out / "w4a8.onnx"}
-    # By default what is not faster in integers stays in float; the others store everything small that they can.
+    # By default layers stay in float that would cost too much accuracy; the others take integers for all they can.
     lowbit.quantize(model, photographs, measure_seconds=0).save(files["default"])
     whole = {"method": "static", "measure_seconds": 0}
     lowbit.quantize(model, photographs, **whole).save(files["int8"])
