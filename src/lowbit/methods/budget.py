@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 from lowbit.methods.apply import apply_plan
 from lowbit.methods.decide import Decision, decide, make_plan
 from lowbit.methods.sensitivity import Sensitivities, measure_sensitivities
-from lowbit.plan.choose import NoiseBudget
+from lowbit.plan.choose import NoiseBudget, predicted_latency
+from lowbit.plan.cost import FormulaCosts
 from lowbit.runtime.session import Feed, open_session
 from lowbit.runtime.staging import staged
+from lowbit.targets import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,6 +95,12 @@ def noise_budget(
     )
 
 
+# The target whose formulas tell how long a run takes; what switches make of it, unoptimized; and what calling it costs.
+_USUAL = "onnxruntime-x86-avx2"
+_SWITCHED = 2.5
+_LEAST_SECONDS = 1e-3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
     """A plan, the noise that it was measured to have, and whether that keeps the limit."""
@@ -100,6 +108,14 @@ class _Found:
     decision: Decision
     noise: float
     kept: bool = True
+
+
+def _runs_in(seconds: float, sites: Sequence[Site], shapes: Shapes) -> int:
+    """Return how often a model with switches runs in a time, as formulas predict it for a usual processor."""
+    costs = find_target(_USUAL).costs
+    assert costs is not None
+    each = _SWITCHED * predicted_latency(sites, FormulaCosts(costs, shapes), {}) / 1e9
+    return max(round(seconds / max(each, _LEAST_SECONDS)), 1)
 
 
 class Budget:
@@ -112,7 +128,8 @@ class Budget:
         shapes: Shape of every tensor for one sample.
         meter: The model with switches.
         drop: How much of the metric a decision loses, see `drop_of`; needed for `max_drop`.
-        seconds: About how long the noise of single operators is measured, if it has to be.
+        seconds: About how long the noise of single operators is measured, if it has to be. Runs of the model are
+            counted, not seconds, so that two machines come to the same plan.
 
     Attributes:
         limit: Largest noise power of a whole plan, weights included, relative to the output's power.
@@ -136,7 +153,7 @@ class Budget:
         self.target = target
         self.shapes = shapes
         self.meter = meter
-        self.seconds = seconds
+        self.runs = _runs_in(seconds, sites, shapes)
         self.drop = drop
         self._slowest = _ACCURATE if recipe.optimize == "accuracy" else None
         self._default = self._slowest is None and (
@@ -163,7 +180,7 @@ class Budget:
     def sensitivities(self) -> Sensitivities:
         """What every operator adds alone; measured when it is first asked for."""
         if self._sensitivities is None:
-            self._sensitivities = measure_sensitivities(self.meter, seconds=self.seconds)
+            self._sensitivities = measure_sensitivities(self.meter, runs=self.runs)
         return self._sensitivities
 
     def keeps(self, executions: Mapping[str, Execution]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import time
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -160,7 +159,7 @@ def open_meter(
     feeds: Iterable[Feed],
     *,
     samples: int = 16,
-    threads: int = 0,
+    threads: int = 1,
 ) -> NoiseMeter:
     """Build and load the model with switches.
 
@@ -174,7 +173,8 @@ def open_meter(
         shapes: Shape of every tensor for one sample.
         feeds: Samples; the first `samples` of them are kept.
         samples: How many samples to measure on at most.
-        threads: Threads of the engine; 0 takes all.
+        threads: Threads of the engine. With several, sums round otherwise, codes flip, and the plan, or its reasons,
+            would depend on how many processors there are; 0 takes all.
 
     Raises:
         DataError: There is no sample.
@@ -198,7 +198,7 @@ def meter_of_plan(
     alternatives: Mapping[str, SitePlan],
     *,
     samples: int = 16,
-    threads: int = 0,
+    threads: int = 1,
 ) -> NoiseMeter:
     """Build and load the model in which everything that one plan quantizes has a switch.
 
@@ -209,7 +209,8 @@ def meter_of_plan(
         feeds: Samples; the first `samples` of them are kept.
         alternatives: By path, entries of sites that run, or may run, with ranges found at run time.
         samples: How many samples to measure on at most.
-        threads: Threads of the engine; 0 takes all.
+        threads: Threads of the engine. With several, sums round otherwise, codes flip, and the plan, or its reasons,
+            would depend on how many processors there are; 0 takes all.
 
     Raises:
         DataError: There is no sample.
@@ -240,17 +241,18 @@ def meter_of_plan(
 def measure_sensitivities(
     meter: NoiseMeter,
     *,
-    seconds: float = 20.0,
+    runs: int = 2000,
     advance: Callable[[], None] = lambda: None,
 ) -> Sensitivities:
     """Measure what every site adds to the noise at the output.
 
-    One by one on one sample, then those that matter on as many samples as time allows. Where it does not allow even one
-    sample each, groups of neighbouring sites are measured, and the loudest is split in two as long as time is left.
+    One by one on one sample, then those that matter on as many samples as the runs suffice for. Where they do not
+    suffice for even one sample each, groups of neighbouring sites are measured, and the loudest is split in two as long
+    as runs are left. What is measured does not depend on how fast this machine is.
 
     Args:
         meter: The model with switches.
-        seconds: About how long to measure; at least one run for each execution.
+        runs: How often the model may run; at least one run for each execution.
         advance: Called after every run of the model.
     """
     items: dict[Execution, list[Item]] = {}
@@ -258,50 +260,39 @@ def measure_sensitivities(
         items.setdefault(execution, []).append((path, execution))
     if not items:
         return Sensitivities(static={}, dynamic={}, stored={}, samples=0, runs=0, alone=1.0)
-    begin = time.perf_counter()
-    runs = 0
+    done = 0
 
     def measure(group: Sequence[Item], sample: int) -> Power:
-        nonlocal runs
-        runs += 1
+        nonlocal done
+        done += 1
         power = meter.share(group, [sample])
         advance()
         return power
 
-    # The first run of a session allocates; the second one tells how long a run takes.
-    measure([found[0] for found in items.values()], 0)
-    started = time.perf_counter()
-    measure([item for found in items.values() for item in found[:1]], 0)
     total = sum(len(found) for found in items.values())
-    each = time.perf_counter() - started
     powers: dict[Execution, dict[str, float]] = {execution: {} for execution in items}
-    if each * total <= seconds:
+    samples = 1
+    if total <= runs:
         sums = {item: measure([item], 0) for found in items.values() for item in found}
-        samples = 1
         loud = _loudest({item: power.ratio() for item, power in sums.items()})
-        while samples < len(meter.feeds):
-            started = time.perf_counter()
+        while samples < len(meter.feeds) and done + len(loud) <= runs:
             for item in loud:
                 sums[item] += measure([item], samples)
             samples += 1
-            now = time.perf_counter()
-            if now - begin + (now - started) > seconds:
-                break
         for (path, execution), power in sums.items():
             powers[execution][path] = power.ratio()
         alone = 1.0
     else:
-        samples = 1
         loudest = [(-measure(found, 0).ratio(), index, found) for index, found in enumerate(items.values())]
         heapq.heapify(loudest)
         groups: list[tuple[float, list[Item]]] = []
-        while loudest and time.perf_counter() - begin < seconds:
+        while loudest and done + 2 <= runs:
             negative, _, group = heapq.heappop(loudest)
             if len(group) == 1:
                 groups.append((-negative, group))
                 continue
             for half in (group[: len(group) // 2], group[len(group) // 2 :]):
-                heapq.heappush(loudest, (-measure(half, 0).ratio(), runs, half))
+                heapq.heappush(loudest, (-measure(half, 0).ratio(), done, half))
         groups += [(-negative, group) for negative, _, group in loudest]
         for ratio, group in groups:
             for path, execution in group:
@@ -312,7 +303,7 @@ def measure_sensitivities(
         dynamic=powers.get("dynamic", {}),
         stored=powers.get("weight-only", {}),
         samples=samples,
-        runs=runs,
+        runs=done,
         alone=alone,
     )
 
