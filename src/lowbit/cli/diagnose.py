@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowbit.cli.parameters import FILE, Command, check_model, data_source, duration, option, preprocessing
+from lowbit.cli.parameters import FILE, Command, check_model, data_files, data_source, duration, option, preprocessing
 from lowbit.cli.progress import stages
 from lowbit.cli.screen import show
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lowbit.cli.outputs import Outputs
 
 __all__ = ["diagnose"]
@@ -71,7 +72,7 @@ def diagnose(
     and after are measured on test samples. Without -o nothing is written.
     """
     check_model(model)
-    inputs = (model, recipe, *(Path(text) for text in (data, test_data) if text not in {None, "random"}))
+    inputs = (model, recipe, *data_files(data, test_data))
     for path in (output, save_recipe):
         if path is not None:
             outputs.reserve(path, inputs=inputs)

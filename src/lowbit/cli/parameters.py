@@ -17,6 +17,7 @@ __all__ = [
     "Command",
     "Option",
     "check_model",
+    "data_files",
     "data_source",
     "duration",
     "option",
@@ -125,6 +126,11 @@ def data_source(text: str | None) -> str | None:
     if text is None or text == "random":
         return text
     return str(Path(text).expanduser())
+
+
+def data_files(*texts: str | None) -> tuple[Path, ...]:
+    """Return the files among what `--data` and the like name, which no output may replace."""
+    return tuple(Path(text) for text in texts if text not in {None, "random"})
 
 
 def duration(context: click.Context, parameter: click.Parameter, value: str) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowbit.cli.parameters import FILE, Command, check_model, data_source, option, preprocessing
+from lowbit.cli.parameters import FILE, Command, check_model, data_files, data_source, option, preprocessing
 from lowbit.cli.progress import stages
 from lowbit.cli.screen import show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lowbit.cli.outputs import Outputs
 
@@ -80,7 +80,7 @@ def prune(
             kind = "does not go with" if channels else "needs"
             raise click.UsageError(f"--{name.replace('_', '-')} {kind} --channels")
     check_model(model)
-    inputs = (model, *(Path(text) for text in (data,) if text not in {None, "random"}))
+    inputs = (model, *data_files(data))
     artifact = outputs.reserve(output or model.with_name(f"{model.stem}.pruned.onnx"), inputs=inputs)
     transform = preprocessing(preprocess)
 

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lowbit.cli.duration import DURATION
 from lowbit.cli.metrics import load_metric
-from lowbit.cli.parameters import FILE, Command, check_model, data_source, option, preprocessing, quality_options
+from lowbit.cli.parameters import (
+    FILE,
+    Command,
+    check_model,
+    data_files,
+    data_source,
+    option,
+    preprocessing,
+    quality_options,
+)
 from lowbit.cli.progress import stages
 from lowbit.cli.screen import show
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lowbit.cli.outputs import Outputs
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe
@@ -233,7 +243,7 @@ def quantize(
     if settings.resolved().learns and seconds is not None:
         settings, seconds = dataclasses.replace(settings, time=seconds), None
     fixed = _plan(plan, recipe, given)
-    inputs = (model, labels, recipe, plan, *(Path(text) for text in (data, test_data) if text not in {None, "random"}))
+    inputs = (model, labels, recipe, plan, *data_files(data, test_data))
     artifact = outputs.reserve(output or _default_output(model, settings, fixed), inputs=inputs)
     for path in (report, save_plan):
         if path is not None:

@@ -136,7 +136,11 @@ def unpack(packed: bytes, label: str = "The file", *, advance: Callable[[], None
         ModelError: It is no such file, of a later version, or damaged; the error says which tensor is.
     """
     if packed[:3] != MAGIC:
-        raise ModelError(f"{label} is not an .lbz file", cause=f"It does not start with {MAGIC.decode()}")
+        raise ModelError(
+            f"{label} is not an .lbz file",
+            cause=f"It does not start with {MAGIC.decode()}",
+            remedy="Give a file that `lowbit pack` wrote",
+        )
     if len(packed) > 3 and packed[3] != VERSION:
         raise ModelError(
             f"{label} has version {packed[3]} of the .lbz format",

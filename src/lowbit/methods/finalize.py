@@ -21,7 +21,8 @@ from lowbit.methods.costs import measurable
 from lowbit.methods.planned_weight import pack_codebook
 from lowbit.methods.result import Result
 from lowbit.methods.stages import Stages, silent
-from lowbit.methods.training_graph import quantized_tensors, weighted_sites, without_corrections
+from lowbit.methods.training_codes import quantized_tensors
+from lowbit.methods.training_sites import weighted_sites, without_corrections
 from lowbit.methods.verify import Metric, verify
 from lowbit.plan.packed import pack_floats
 from lowbit.plan.sites import find_sites
