@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -157,6 +158,20 @@ def test_noises_of_single_sites_add_up() -> None:
     assert sensitivities.alone == 1.0
     predicted = decibel(sensitivities.predict(found.everything.executions))
     assert predicted == pytest.approx(decibel(found.meter.noise(found.everything.executions)), abs=3.0)
+
+
+def test_a_slow_machine_measures_what_a_fast_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = setting()
+    fast = measure_sensitivities(found.meter, runs=40)
+    run = type(found.meter.session).run
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return run(*arguments)
+
+    monkeypatch.setattr(type(found.meter.session), "run", slow)
+    assert measure_sensitivities(found.meter, runs=40) == fast
+    assert fast.runs <= 40
 
 
 def test_the_groups_of_a_model_too_slow_to_measure_one_by_one_share_their_noise() -> None:
