@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lowbit.methods.inspect import inspect
     from lowbit.methods.pack import pack, unpack
     from lowbit.methods.prune import Pruning, prune
+    from lowbit.methods.prune_branches import prune_branches
     from lowbit.methods.prune_channels import prune_channels
     from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.quantize import quantize
@@ -64,6 +65,7 @@ __all__ = [
     "inspect",
     "pack",
     "prune",
+    "prune_branches",
     "prune_channels",
     "qat",
     "quantize",
@@ -96,6 +98,7 @@ _HOMES = {
     "inspect": "lowbit.methods.inspect",
     "pack": "lowbit.methods.pack",
     "prune": "lowbit.methods.prune",
+    "prune_branches": "lowbit.methods.prune_branches",
     "prune_channels": "lowbit.methods.prune_channels",
     "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",

@@ -33,6 +33,10 @@ def test_channels_are_removed(folder, lowbit):
         (["--round-to", "4"], "--round-to needs --channels"),
         (["--no-compensation"], "--no-compensation needs --channels"),
         (["--channels", "--pattern", "2:4"], "--pattern does not go with --channels"),
+        (["--channels", "--branches", "1"], "--branches does not go with --channels"),
+        (["--branches", "1", "--amount", "0.5"], "--amount does not go with --branches"),
+        (["--branches", "1"], "no data were given"),
+        (["--branches", "1", "--data", "data.npz"], "no branch of the model can be left out"),
     ],
 )
 def test_options_of_the_other_kind(folder, lowbit, arguments, said):
