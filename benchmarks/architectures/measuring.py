@@ -26,9 +26,10 @@ def measure(name: str) -> dict[str, Any]:
     Returns:
         `db`: signal-to-noise ratio of the first output over all test samples. `varying_db`: the same, the mean over
         the samples not counted as signal. `shaken_db`: the module's own, where its real-valued inputs have noise of
-        -40 dB: one that multiplies it does so to the noise of quantization. `top1`: the fraction of rows whose largest entry is the same. `classes`: how
-        many entries are the largest of some row. `integer`, `sites`: operators in integer kernels, and all.
-        `size`: bytes over float's. `open`: whether the batch is open. `import_seconds`, `seconds`. `notes`.
+        -40 dB: one that multiplies it does so to the noise of quantization. `top1`: the fraction of rows whose largest
+        entry is the same. `classes`: how many entries are the largest of some row. `integer`, `sites`: operators in
+        integer kernels, and all. `size`: bytes over float's. `open`: whether the batch is open. `import_seconds`,
+        `seconds`. `notes`.
     """
     import numpy as np
     import torch

@@ -158,7 +158,9 @@ NETWORKS: dict[str, Network] = {
     "deeplabv3_mobilenet": _vision(
         "segmentation, dilated pyramid", "deeplabv3_mobilenet_v3_large", weights_backbone=None, num_classes=5
     ),
-    "lraspp_mobilenet": _vision("light segmentation", "lraspp_mobilenet_v3_large", weights_backbone=None, num_classes=5),
+    "lraspp_mobilenet": _vision(
+        "light segmentation", "lraspp_mobilenet_v3_large", num_classes=5, weights_backbone=None
+    ),
     "resnet18_fpn": Network("torchvision", "detection backbone, feature pyramid", _pyramid),
     "r3d_18": _vision("video, 3-D CNN", "r3d_18", (3, 4, 32, 32), num_classes=10),
     "mixer_s32_224": _timm("MLP mixer", "mixer_s32_224", img_size=64),
@@ -228,11 +230,20 @@ NETWORKS: dict[str, Network] = {
         "decoder, grouped queries", "Qwen2ForCausalLM", "Qwen2Config", "decoder", num_key_value_heads=2, **_TEXT
     ),
     "bloom": _transformer(
-        "decoder, linear biases", "BloomForCausalLM", "BloomConfig", "decoder", vocab_size=200, hidden_size=64, n_layer=2, n_head=4
+        "decoder, linear biases",
+        "BloomForCausalLM",
+        "BloomConfig",
+        "decoder",
+        vocab_size=200,
+        hidden_size=64,
+        n_layer=2,
+        n_head=4,
     ),
     "t5_encoder": _transformer("encoder of a pair", "T5EncoderModel", "T5Config", "tokens", **_PAIR),
     "t5": _transformer("encoder and decoder", "T5ForConditionalGeneration", "T5Config", "pair", **_PAIR),
-    "whisper_encoder": _transformer("speech encoder", "WhisperModel", "WhisperConfig", (40, 100), "encoder", **_WHISPER),
+    "whisper_encoder": _transformer(
+        "speech encoder", "WhisperModel", "WhisperConfig", (40, 100), "encoder", **_WHISPER
+    ),
     "wav2vec2": _transformer("raw audio", "Wav2Vec2Model", "Wav2Vec2Config", (4000,), **_AUDIO),
     "audio_spectrogram": _transformer(
         "spectrogram transformer",

@@ -1,12 +1,12 @@
 """Random weights that behave like trained ones, where the initial ones make a network trivial.
 
-Freshly made networks compute almost nothing: heads and the last BatchNorm of a block start at zero, LayerScale at 1e-6,
-linear layers with so little that a small transformer hands its embeddings through, and BatchNorms have the statistics of
-no data, so that activations overflow or vanish with depth. Such a network agrees with anything.
+Freshly made networks compute almost nothing: heads and the last BatchNorm of a block start at zero, LayerScale at
+1e-6, linear layers so small that a transformer of 64 channels hands its embeddings through, and BatchNorms have the
+statistics of no data, so that activations overflow or vanish with depth. Such a network agrees with anything.
 
-And random networks with BatchNorm and Relu are chaotic (Yang et al., A Mean Field Theory of Batch Normalization, 2019):
-every layer multiplies differences. Noise of -40 dB at the input of a fresh MobileNetV2 leaves at -10 dB, whoever adds it.
-BatchNorms' biases of one standard deviation end that (-37 dB), as training does.
+And random networks with BatchNorm and Relu are chaotic (Yang et al., A Mean Field Theory of Batch Normalization,
+2019): every layer multiplies differences. Noise of -40 dB at the input of a fresh MobileNetV2 leaves at -10 dB,
+whoever adds it. BatchNorms' biases of one standard deviation end that (-37 dB), as training does.
 
 The same changed module is judged before and after quantization.
 """
@@ -38,7 +38,7 @@ def settle(module: torch.nn.Module, run: Callable[[], Any]) -> torch.nn.Module:
     """
     import torch
 
-    norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [part for part in module.modules() if hasattr(part, "running_mean")]
     of_norms = {id(own) for part in norms for own in (part.weight, part.bias)}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
