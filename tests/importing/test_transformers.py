@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.architectures.weights import settle
 from torch import nn
 
 import lowbit
-from benchmarks.architectures.weights import settle
 from lowbit.graph import serialize
 from lowbit.runtime import open_session
 
