@@ -47,3 +47,7 @@ def test_saved_ir_gives_the_outputs_of_the_artifact_and_keeps_its_codes(tmp_path
     assert np.any(wanted)
     np.testing.assert_array_equal(mine, wanted)
     assert len(weights) < 16 * 8 * 4
+
+
+def test_the_same_model_gives_the_same_bytes_twice_in_a_process() -> None:
+    assert openvino_ir(artifact()) == openvino_ir(artifact())

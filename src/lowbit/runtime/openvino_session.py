@@ -131,6 +131,7 @@ def openvino_ir(model: str | Path | bytes) -> tuple[bytes, bytes]:
         loaded = core.read_model(str(model)) if isinstance(model, (str, Path)) else core.read_model(model, b"")
         with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
             path = Path(folder) / "model.xml"
+            _number(loaded)
             openvino.save_model(loaded, str(path), compress_to_fp16=False)
             return path.read_bytes(), path.with_suffix(".bin").read_bytes()
     except Exception as error:
@@ -174,6 +175,18 @@ def _openvino() -> Any:
             remedy='install the extra: pip install "lowbit[openvino]"',
         ) from error
     return openvino
+
+
+def _number(model: Any) -> None:
+    """Name what the ONNX model had no name for by its place: OpenVINO counts on from model to model in a process."""
+    operators = model.get_ordered_ops()
+    unnamed = [node for node in operators if node.get_friendly_name() == node.get_name()]
+    taken = {node.get_friendly_name() for node in operators} - {node.get_name() for node in unnamed}
+    for place, node in enumerate(unnamed):
+        name = f"{node.get_type_name()}_{place}"
+        while name in taken:
+            name += "_"
+        node.set_friendly_name(name)
 
 
 def _name(port: Any) -> str:
