@@ -47,6 +47,7 @@ _DECIDED = (
     "weight_range",
     "rounding",
     "equalize",
+    "absorb_bias",
     "rotate",
     "smooth",
     "outliers",
@@ -113,6 +114,13 @@ _DECIDED = (
     help="How weights are rounded; each is slower and better than the one before.  [compensated]",
 )
 @option(_HOW, "--equalize", is_flag=True, default=None, help="Make the ranges of neighbouring layers' channels alike.")
+@option(
+    _HOW,
+    "--absorb-bias",
+    is_flag=True,
+    default=None,
+    help="Move high biases in front of a Relu or Clip into the layer behind it, where it helps.",
+)
 @option(
     _HOW,
     "--rotate",

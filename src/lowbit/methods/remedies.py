@@ -27,6 +27,8 @@ _RANGES: frozenset[CauseKind] = frozenset({*_OUTLIERS, "long tail"})
 # What remains of everything after learning, and what is left in float costs time: both come after what is free.
 _LEARNED, _EXCLUDED = 0.3, 0.25
 _GUESSED = 0.4
+# Few outlier channels are outliers by their bias alone.
+_ABSORBED = 0.2
 _FEW_BITS = 4
 # A layer that makes less of the noise is not worth its time in float.
 _LOUD = 0.15
@@ -107,6 +109,9 @@ def _scales(recipe: Recipe, layers: Sequence[DiagnosedLayer]) -> Iterable[Remedy
         spread = frozenset({*_OUTLIERS, "outlier weights"})
         promise = sum(layer.share for layer in layers if _has(layer, spread))
         yield Remedy(name="equalize", changes={"equalize": True}, promise=0.7 * promise)
+    if not recipe.absorb_bias:
+        promise = _activation_noise(layers, lambda layer: _has(layer, _OUTLIERS))
+        yield Remedy(name="absorb_bias", changes={"absorb_bias": True}, promise=_ABSORBED * promise)
     if recipe.smooth == "none":
         promise = _activation_noise(layers, lambda layer: layer.op_type in _MATRICES and _has(layer, _OUTLIERS))
         yield Remedy(name="smooth smoothquant", changes={"smooth": "smoothquant"}, promise=0.9 * promise)

@@ -69,7 +69,13 @@ def search(work: Work) -> tuple[Applied, Verification, Calibration | None, Predi
         if work.recipe.learns and not learned:
             plan, learned = with_learned(work, plan), True
         warnings = (*plan.warnings, *source.warnings, *refusals[-1:])
-        plan = dataclasses.replace(plan, warnings=warnings, migrations=work.migrations, rotations=work.rotations)
+        plan = dataclasses.replace(
+            plan,
+            warnings=warnings,
+            migrations=work.migrations,
+            rotations=work.rotations,
+            absorptions=work.absorptions,
+        )
         if budget is not None:
             plan = dataclasses.replace(plan, warnings=(*plan.warnings, *budget.warnings))
         plan = with_compensation(work, plan)

@@ -89,6 +89,8 @@ class Recipe:
             learns layer by layer whether each weight is rounded down or up; `nearest` rounds each to nearest.
         time: Seconds that learning may take; `None` sets no limit.
         equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
+        absorb_bias: Whether high biases in front of a Relu or Clip move into the layer behind it, which makes the range
+            of the activations smaller. Kept where it helps.
         rotate: Whether channels are rotated so that outliers spread over all of them: `offline` where linear layers on
             both sides take the rotation, `online` also by MatMuls that are added. Kept where it helps.
         smooth: Whether scales move from activations to the weights that read them: `smoothquant` where activations have
@@ -122,6 +124,7 @@ class Recipe:
     rounding: Rounding = "compensated"
     time: float | None = None
     equalize: bool = False
+    absorb_bias: bool = False
     rotate: Rotate = "none"
     smooth: Smooth = "none"
     outliers: float = 0.0
@@ -141,8 +144,9 @@ class Recipe:
         _one_of("rotate", self.rotate, get_args(Rotate))
         _one_of("smooth", self.smooth, get_args(Smooth))
         _one_of("io", self.io, get_args(Io))
-        if not isinstance(self.equalize, bool):
-            raise RecipeError(f"equalize is {self.equalize!r}", remedy="use true or false")
+        for label, switch in (("equalize", self.equalize), ("absorb_bias", self.absorb_bias)):
+            if not isinstance(switch, bool):
+                raise RecipeError(f"{label} is {switch!r}", remedy="use true or false")
         if not 50.0 <= self.percentile <= 100.0:
             raise RecipeError(f"percentile is {self.percentile}", remedy="use a percentage from 50 to 100")
         for label, limit, lowest in (
