@@ -53,7 +53,7 @@ class Cut:
 
 
 CUTS: dict[str, Cut] = {
-    "resnet20": Cut(branches=4, macs=0.9, round_to=16, epochs=16),
+    "resnet20": Cut(branches=4, macs=0.9, round_to=16, epochs=10),
     "xray": Cut(branches=1, macs=0.6, round_to=8, epochs=10),
 }
 

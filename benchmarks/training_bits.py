@@ -47,8 +47,8 @@ class Format:
 FORMATS: dict[str, Format] = {
     "W8A8": Format(weights="int8:per-channel", activations="uint8", epochs=1, rate=2e-3),
     "W4A8": Format(weights="int4:per-channel", activations="uint8", epochs=2, rate=5e-3),
-    "W4A4": Format(weights="int4:per-channel", activations="uint4", epochs=4, rate=1e-2),
-    "W2A2": Format(weights="int2:per-channel", activations="uint2", epochs=12, rate=3e-2),
+    "W4A4": Format(weights="int4:per-channel", activations="uint4", epochs=3, rate=1e-2),
+    "W2A2": Format(weights="int2:per-channel", activations="uint2", epochs=8, rate=3e-2),
 }
 
 
