@@ -77,6 +77,23 @@ def _pyramid() -> Any:
     return resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=torch.nn.BatchNorm2d)
 
 
+def _plain() -> Any:
+    _declare_selection()
+    import torch
+    import torchvision
+
+    module = torchvision.models.get_model("vgg11_bn", weights=None)
+    module.classifier = torch.nn.Linear(512 * 7 * 7, 50)
+    return module
+
+
+def _vision_transformer() -> Any:
+    _declare_selection()
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(image_size=64, patch_size=16, num_layers=4, num_heads=4, hidden_dim=128, mlp_dim=256)
+
+
 def _timm(family: str, name: str, **options: Any) -> Network:
     def make() -> Any:
         _declare_selection()
@@ -85,6 +102,13 @@ def _timm(family: str, name: str, **options: Any) -> Network:
         return timm.create_model(name, pretrained=False, **options)
 
     return Network("timm", family, make)
+
+
+def _isotropic() -> Any:
+    _declare_selection()
+    from timm.models.convmixer import ConvMixer
+
+    return ConvMixer(dim=96, depth=6, kernel_size=7, patch_size=7)
 
 
 def _transformer(family: str, model: str, config: str, takes: Takes, part: str = "", **options: Any) -> Network:
@@ -116,6 +140,7 @@ def _recurrent(kind: str) -> Network:
     return Network("torch", "recurrent", make, (12, 16))
 
 
+_WINDOWS = {"img_size": 64, "window_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)}
 _SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 _TEXT = {**_SMALL, "vocab_size": 200, "max_position_embeddings": 64}
 _WHISPER = {
@@ -139,7 +164,7 @@ _AUDIO = {**_SMALL, "conv_dim": (32,) * 7, "num_conv_pos_embedding_groups": 4}
 
 NETWORKS: dict[str, Network] = {
     "resnet18": _vision("residual CNN", "resnet18"),
-    "vgg11_bn": _vision("plain CNN", "vgg11_bn", num_classes=50),
+    "vgg11_bn": Network("torchvision", "plain CNN", _plain),
     "densenet121": _vision("dense CNN", "densenet121"),
     "squeezenet1_1": _vision("fire modules", "squeezenet1_1"),
     "googlenet": _vision("inception", "googlenet", aux_logits=False, init_weights=False),
@@ -149,12 +174,7 @@ NETWORKS: dict[str, Network] = {
     "mnasnet0_5": _vision("searched CNN", "mnasnet0_5"),
     "efficientnet_b0": _vision("compound scaling", "efficientnet_b0"),
     "regnet_y_400mf": _vision("design space", "regnet_y_400mf"),
-    "convnext_tiny": _vision("CNN with LayerNorm", "convnext_tiny"),
-    "vit_b_16": _vision("vision transformer", "vit_b_16", image_size=64),
-    "swin_t": _vision("shifted windows", "swin_t"),
-    "swin_v2_t": _vision("shifted windows, cosine attention", "swin_v2_t"),
-    "maxvit_t": _vision("blocks and grids", "maxvit_t", (3, 224, 224)),
-    "fcn_resnet50": _vision("segmentation", "fcn_resnet50", weights_backbone=None, num_classes=5),
+    "vit": Network("torchvision", "vision transformer", _vision_transformer),
     "deeplabv3_mobilenet": _vision(
         "segmentation, dilated pyramid", "deeplabv3_mobilenet_v3_large", weights_backbone=None, num_classes=5
     ),
@@ -164,20 +184,23 @@ NETWORKS: dict[str, Network] = {
     "resnet18_fpn": Network("torchvision", "detection backbone, feature pyramid", _pyramid),
     "r3d_18": _vision("video, 3-D CNN", "r3d_18", (3, 4, 32, 32), num_classes=10),
     "mixer_s32_224": _timm("MLP mixer", "mixer_s32_224", img_size=64),
-    "gmlp_s16_224": _timm("gated MLP", "gmlp_s16_224", img_size=64),
+    "gmlp_ti16_224": _timm("gated MLP", "gmlp_ti16_224", img_size=64),
     "deit_tiny_patch16_224": _timm("distilled transformer", "deit_tiny_patch16_224", img_size=64),
-    "beit_base_patch16_224": _timm("relative positions", "beit_base_patch16_224", img_size=64),
+    "beit": _timm("relative positions", "beit_base_patch16_224", img_size=64, embed_dim=96, depth=4, num_heads=4),
+    "swin": _timm("shifted windows", "swin_tiny_patch4_window7_224", **_WINDOWS),
+    "swin_v2": _timm("shifted windows, cosine attention", "swinv2_tiny_window8_256", **_WINDOWS),
+    "coatnet_pico": _timm("convolutions, then attention", "coatnet_pico_rw_224", img_size=64),
+    "convnext_atto": _timm("CNN with LayerNorm", "convnext_atto"),
     "xcit_nano_12_p16_224": _timm("cross-covariance attention", "xcit_nano_12_p16_224", img_size=64),
     "pvt_v2_b0": _timm("pyramid transformer", "pvt_v2_b0"),
     "levit_128s": _timm("transformer with BatchNorm", "levit_128s", img_size=64),
     "mobilevit_xxs": _timm("mobile transformer", "mobilevit_xxs"),
-    "efficientformer_l1": _timm("hybrid", "efficientformer_l1", img_size=64),
-    "convmixer_768_32": _timm("isotropic CNN", "convmixer_768_32"),
+    "efficientformerv2_s0": _timm("hybrid", "efficientformerv2_s0", img_size=64),
+    "convmixer": Network("timm", "isotropic CNN", _isotropic),
     "repvgg_a0": _timm("re-parameterized CNN", "repvgg_a0"),
     "mobileone_s0": _timm("re-parameterized depthwise CNN", "mobileone_s0"),
     "ghostnet_100": _timm("ghost modules", "ghostnet_100"),
     "hrnet_w18_small": _timm("high resolution", "hrnet_w18_small"),
-    "res2net50_14w_8s": _timm("scales inside a block", "res2net50_14w_8s"),
     "eca_nfnet_l0": _timm("no normalization", "eca_nfnet_l0"),
     "poolformer_s12": _timm("pooling as attention", "poolformer_s12"),
     "fastvit_t8": _timm("hybrid, large kernels", "fastvit_t8"),
