@@ -223,5 +223,5 @@ def _grid(node: ir.Node) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _same(coded: _Coded, scale: NDArray[np.float32], zero_point: NDArray[np.int64]) -> bool:
-    zeros = [np.broadcast_to(array.reshape(-1), scale.size) for array in (coded.zero_point, zero_point)]
-    return bool(np.array_equal(coded.scale.reshape(-1), scale.reshape(-1)) and np.array_equal(*zeros))
+    mine, theirs = (np.broadcast_to(array.reshape(-1), scale.size) for array in (coded.zero_point, zero_point))
+    return bool(np.array_equal(coded.scale.reshape(-1), scale.reshape(-1)) and np.array_equal(mine, theirs))

@@ -23,9 +23,9 @@ _GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 def render_qonnx(model: ir.Model) -> ir.Model:
     """Return a quantized model with `Quant` and `BipolarQuant` nodes in place of Q/DQ pairs and stored codes.
 
-    Every tensor between the edges is float32; its shape is in the file, as the tools behind need it. Weights are float32
-    initializers with a `Quant` node that changes none of their numbers, biases float32 initializers alone. Q and DQ
-    nodes that carry codes out of the model or into it stay what they are.
+    Every tensor between the edges is float32; its shape is in the file, as the tools behind need it. Weights are
+    float32 initializers with a `Quant` node that changes none of their numbers, biases float32 initializers alone. Q
+    and DQ nodes that carry codes out of the model or into it stay what they are.
 
     Args:
         model: A graph with Q/DQ pairs, from lowbit or another tool; left unchanged. An open first dimension of an
