@@ -20,7 +20,7 @@ __all__ = ["export"]
 _FILE, _CHECK = "The file", "Checking and printing"
 
 
-@click.command(cls=Command, short_help="A quantized model for another runtime: LiteRT, C, OpenVINO.")
+@click.command(cls=Command, short_help="A quantized model for another runtime: LiteRT, C, OpenVINO, QONNX.")
 @click.argument("model", type=FILE)
 @option(
     _FILE,
@@ -29,10 +29,15 @@ _FILE, _CHECK = "The file", "Checking and printing"
     type=FILE,
     required=True,
     metavar="OUT",
-    help="The file; its suffix says the format: .tflite is LiteRT, .h a C array of it, .xml OpenVINO.",
+    help="The file; its suffix says the format: .tflite is LiteRT, .h a C array of it, .xml OpenVINO, "
+    ".qonnx.onnx QONNX.",
 )
 @option(
-    _FILE, "--format", "format_", metavar="litert|c-array|openvino", help="The format, where the suffix does not say."
+    _FILE,
+    "--format",
+    "format_",
+    metavar="NAME",
+    help="The format, where the suffix does not say: litert, c-array, openvino, qonnx.",
 )
 @option(
     _FILE,

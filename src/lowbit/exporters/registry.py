@@ -99,6 +99,11 @@ FORMATS: dict[str, ExportFormat] = {
             description="OpenVINO's saved IR: the graph, and its weights in a .bin beside it",
             beside=".bin",
         ),
+        ExportFormat(
+            name="qonnx",
+            suffixes=(".qonnx.onnx", ".qonnx"),
+            description="QONNX: Quant nodes of any width on float tensors, on the way to FINN and hls4ml",
+        ),
     )
 }
 

@@ -11,6 +11,7 @@ from lowbit.exporters import ExportOptions, find_format
 from lowbit.graph import load_model, save_files
 from lowbit.methods.export_litert import export_litert
 from lowbit.methods.export_openvino import export_openvino
+from lowbit.methods.export_qonnx import export_qonnx
 from lowbit.methods.export_samples import Samples
 from lowbit.methods.exported import Exported
 from lowbit.methods.stages import Stages, silent
@@ -34,6 +35,7 @@ _EXPORTERS: dict[str, Callable[[ir.Model, ExportFormat, ExportOptions, Samples, 
     "litert": export_litert,
     "c-array": export_litert,
     "openvino": export_openvino,
+    "qonnx": export_qonnx,
 }
 
 
@@ -61,8 +63,8 @@ def export(
             have them. `keep`: as in ONNX.
         io: Of LiteRT files. `int8`, the default: inputs and outputs are codes. `float`: float32, with a conversion at
             the edges.
-        data: Samples to compare on, as for `lowbit.quantize`; random codes without it. For LiteRT the first one also
-            says the sizes that the model leaves open.
+        data: Samples to compare on, as for `lowbit.quantize`; random codes without it. For LiteRT and QONNX the first
+            one also says the sizes that the model leaves open.
         preprocessing: What to do to images.
         samples: How many samples.
         stages: Shows progress.

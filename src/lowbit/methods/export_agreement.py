@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lowbit.runtime.session import Feed
 
-__all__ = ["compared", "output_steps", "simulated"]
+__all__ = ["compared", "described", "output_steps", "simulated"]
 
 # What an output without codes of its own counts as a step of: codes of eight bits over its range.
 _INTERVALS = 255
@@ -56,6 +56,15 @@ def output_steps(graph: ir.Model, wanted: Sequence[Sequence[NDArray[Any]]]) -> l
             lowest = min(float(array.min(initial=np.inf)) for array in arrays)
             steps.append(max((highest - lowest) / _INTERVALS, float(np.finfo(np.float32).tiny)))
     return steps
+
+
+def described(graph: ir.Model) -> tuple[str, ...]:
+    """Return one line for every input and output: its name, type and shape."""
+    return tuple(
+        f"{kind} {value.name}: {value.dtype.name.lower() if value.dtype else '?'} {value.shape}"
+        for kind, values in (("input", graph.graph.inputs), ("output", graph.graph.outputs))
+        for value in values
+    )
 
 
 def compared(

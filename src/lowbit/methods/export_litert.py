@@ -6,13 +6,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from lowbit.exceptions import EngineError
 from lowbit.exporters.c_array import render_c_array
 from lowbit.exporters.litert import render_litert
 from lowbit.methods.export_agreement import compared, simulated
-from lowbit.methods.export_samples import first_shapes
 from lowbit.methods.exported import Agreement, Exported
 from lowbit.runtime.litert_micro import micro_is_installed, run_micro
 from lowbit.runtime.litert_session import litert_session, litert_version
@@ -20,6 +18,7 @@ from lowbit.runtime.litert_session import litert_session, litert_version
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from lowbit.exporters import ExportFormat, ExportOptions
@@ -51,7 +50,7 @@ def export_litert(
         EngineError: LiteRT is not installed, or refuses the file.
     """
     with stages("Convert", None):
-        graph = _shaped(graph, samples)
+        graph = samples.shaped(graph)
         program, flatbuffer = render_litert(graph, layout=options.layout, interface=options.interface)
     notes: list[str] = []
     with stages("Run beside the ONNX model", None):
@@ -80,17 +79,6 @@ def export_litert(
         arena=arena,
         notes=tuple(notes),
     )
-
-
-def _shaped(graph: ir.Model, samples: Samples) -> ir.Model:
-    """Return a graph with the shapes of the first sample where it leaves dimensions open."""
-    open_ = [value for value in graph.graph.inputs if value.shape is None or not value.shape.is_static()]
-    if samples.data is None or not open_:
-        return graph
-    shapes = first_shapes(graph, samples)
-    for value in open_:
-        value.shape = ir.Shape(shapes[value.name or ""])
-    return graph
 
 
 def _inner_float_kernels(program: Program) -> int:

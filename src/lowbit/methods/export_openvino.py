@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowbit.methods.export_agreement import compared, output_steps, simulated
+from lowbit.methods.export_agreement import compared, described, output_steps, simulated
 from lowbit.methods.exported import Exported
 from lowbit.runtime.openvino_session import openvino_ir, openvino_kernels, openvino_session, openvino_version
 from lowbit.runtime.staging import staged
@@ -64,11 +64,7 @@ def export_openvino(
         model=xml,
         kernels=kernels.counts(),
         float_kernels=sum(not kernel.integer and kernel.op_type not in _MOVES for kernel in kernels.kernels),
-        interface=tuple(
-            f"{kind} {value.name}: {value.dtype.name.lower() if value.dtype else '?'} {value.shape}"
-            for kind, values in (("input", graph.graph.inputs), ("output", graph.graph.outputs))
-            for value in values
-        ),
+        interface=described(graph),
         agreements=(compared(openvino_version(), wanted, outputs, output_steps(graph, wanted)),),
         arena=None,
         notes=notes,

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from lowbit.data import Preprocessing, input_specs, open_data
 from lowbit.exceptions import DataError
 from lowbit.graph.constants import constant_array
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from lowbit.data import InputSpec
     from lowbit.runtime.session import Feed
 
-__all__ = ["Samples", "first_shapes"]
+__all__ = ["Samples"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +52,22 @@ class Samples:
             for _ in range(self.count)
         ]
 
+    def shaped(self, graph: ir.Model) -> ir.Model:
+        """Return a graph with the shapes of the first sample of the user's data where it leaves dimensions open.
 
-def first_shapes(graph: ir.Model, samples: Samples) -> dict[str, tuple[int, ...]]:
-    """Return the shape that the first sample gives every input, with all dimensions known.
+        Args:
+            graph: It is changed.
 
-    Raises:
-        DataError: There is no sample, and an input leaves more open than its first dimension, the batch.
-    """
-    one = Samples(data=samples.data, preprocessing=samples.preprocessing, count=1)
-    return {name: tuple(array.shape) for name, array in one.of(graph)[0].items()}
+        Raises:
+            DataError: The data do not fit the model.
+        """
+        open_ = [value for value in graph.graph.inputs if value.shape is None or not value.shape.is_static()]
+        if self.data is None or not open_:
+            return graph
+        first = Samples(data=self.data, preprocessing=self.preprocessing, count=1).of(graph)[0]
+        for value in open_:
+            value.shape = ir.Shape(first[value.name or ""].shape)
+        return graph
 
 
 def _random(value: ir.Value, spec: InputSpec, generator: np.random.Generator) -> NDArray[Any]:
