@@ -103,7 +103,7 @@ _DECIDED = (
 @option(
     _HOW,
     "--calibration",
-    metavar="auto|minmax|moving-average|percentile|mse|entropy",
+    metavar="auto|minmax|moving-average|percentile|mse|entropy|output-mse",
     help="How ranges of activations are chosen.  [auto]",
 )
 @option(_HOW, "--weight-range", metavar="minmax|percentile|mse|entropy", help="How ranges of weights are.  [minmax]")

@@ -12,6 +12,7 @@ from lowbit.methods.calibrate import Calibration, Watch, calibrate
 from lowbit.methods.checkpoint import Checkpoint, learning_folder
 from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.decide import Decision, make_plan, watch_list
+from lowbit.methods.output_ranges import output_ranges
 from lowbit.methods.rerounding import first_rounding, roundings, tells
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Cal
             # A second calibration watches other tensors; the file is for the first, long one.
             checkpoint = _checkpoint(work, watch) if known is None else None
             found = calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
+    if work.recipe.calibration == "output-mse" and found is not None and tells(work.calibration_data):
+        found = _with_output_ranges(work, decision, found)
     if work.recipe.rounding == "nearest":
         return found
     seen = found or Calibration(histograms={}, averages={}, means={}, samples=0)
@@ -66,6 +69,23 @@ def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Cal
             seed=work.recipe.seed,
         )
     return dataclasses.replace(seen, roundings=chosen) if chosen else found
+
+
+def _with_output_ranges(work: Work, decision: Decision, found: Calibration) -> Calibration:
+    """Choose the ranges of activations by the outputs of what reads them; what is known is not measured again."""
+    assert work.calibration_data is not None
+    with work.stages("Choose ranges by outputs", None):
+        ranges = output_ranges(
+            work.model,
+            work.sites,
+            decision.executions,
+            decision.activations,
+            found.histograms,
+            work.calibration_data,
+            known=found.ranges,
+            seed=work.recipe.seed,
+        )
+    return dataclasses.replace(found, ranges=ranges)
 
 
 def with_learned(work: Work, plan: Plan) -> Plan:

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Method = Literal["auto", "best", "static", "dynamic", "weight-only"]
-Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
+Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy", "output-mse"]
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
 Smooth = Literal["none", "smoothquant", "awq"]
@@ -79,7 +79,8 @@ class Recipe:
             unit: 0.01 of a top-1 accuracy that counts from 0 to 1 is one percentage point.
         weights: Weight format as text, e.g. `int8:per-channel`; `None` takes the target's.
         activations: Activation format as text, `none` or `dynamic`; `None` takes the target's.
-        calibration: How activation ranges are chosen; `auto` is `mse`.
+        calibration: How activation ranges are chosen; `auto` is `mse`, and `output-mse` looks at the outputs of the
+            layers that read the activations.
         percentile: Percentage of values that `percentile` keeps.
         weight_range: How weight ranges are chosen.
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
