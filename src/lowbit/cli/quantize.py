@@ -46,6 +46,7 @@ _DECIDED = (
     "percentile",
     "weight_range",
     "rounding",
+    "reestimate",
     "equalize",
     "absorb_bias",
     "rotate",
@@ -112,6 +113,13 @@ _DECIDED = (
     "--rounding",
     metavar="nearest|compensated|gptq|adaround|learned",
     help="How weights are rounded; each is slower and better than the one before.  [compensated]",
+)
+@option(
+    _HOW,
+    "--reestimate",
+    is_flag=True,
+    default=None,
+    help="Restore mean and spread of every layer's outputs by its scales and biases, where it helps.",
 )
 @option(_HOW, "--equalize", is_flag=True, default=None, help="Make the ranges of neighbouring layers' channels alike.")
 @option(

@@ -13,6 +13,7 @@ from lowbit.methods.checkpoint import Checkpoint, learning_folder
 from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.decide import Decision, make_plan, watch_list
 from lowbit.methods.output_ranges import output_ranges
+from lowbit.methods.reestimate import reestimated_plan
 from lowbit.methods.rerounding import first_rounding, roundings, tells
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from lowbit.methods.work import Work
     from lowbit.plan.plan import Plan
 
-__all__ = ["calibrated", "with_compensation", "with_learned"]
+__all__ = ["calibrated", "with_compensation", "with_learned", "with_reestimated"]
 
 
 def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Calibration | None:
@@ -117,6 +118,18 @@ def with_compensation(work: Work, plan: Plan) -> Plan:
         return plan
     with work.stages("Make up for few bits", None):
         return compensated_plan(work.model, work.sites, plan, work.recipe, work.target, work.calibration_data)
+
+
+def with_reestimated(work: Work, plan: Plan) -> Plan:
+    """Restore means and spreads of the outputs of layers; the plan then holds it."""
+    if work.calibration_data is None or not tells(work.calibration_data):
+        missing = "nothing was re-estimated: random numbers, or none, do not say what a layer gives; give --data"
+        return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
+    # PyTorch takes a second to load, and nothing else needs it.
+    from lowbit.methods.coded_walk import count_layers
+
+    with work.stages("Re-estimate layer by layer", count_layers(work.model, work.target)) as advance:
+        return reestimated_plan(work.model, plan, work.target, work.calibration_data, advance=advance)
 
 
 def _checkpoint(work: Work, watch: Watch) -> Checkpoint | None:

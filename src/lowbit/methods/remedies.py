@@ -109,6 +109,9 @@ def _weights(recipe: Recipe, target: Target, layers: Sequence[DiagnosedLayer]) -
         yield Remedy(name=f"weights {channels}", changes={"weights": channels}, promise=noise)
     if recipe.weight_range == "minmax":
         yield Remedy(name="weight_range mse", changes={"weight_range": "mse"}, promise=max(0.8 * coarse, 0.2 * noise))
+    if not recipe.reestimate and not recipe.learns:
+        promise = max(0.6 * coarse, 0.2 * noise)
+        yield Remedy(name="reestimate", changes={"reestimate": True}, promise=promise)
     if recipe.rounding in {"nearest", "compensated"}:
         few = fmt.element.bits <= _FEW_BITS
         yield Remedy(
