@@ -62,6 +62,7 @@ def scored(gains: Mapping[str, float]) -> Callable[[str, Recipe], Score]:
         (layer("outlier weights", weights=0.9), Recipe(weights="int8:per-tensor"), "weights int8:per-channel"),
         (layer("Softmax mask", op_type="Softmax"), Recipe(), "exclude n[0]"),
         (layer(None, weights=0.0), Recipe(), "calibration percentile 99.99"),
+        (layer(None, weights=0.0), Recipe(activations="uint4"), "calibration output-mse"),
     ],
 )
 def test_the_remedy_of_a_cause_comes_first(found: DiagnosedLayer, recipe: Recipe, first: str) -> None:

@@ -46,6 +46,7 @@ _DECIDED = (
     "percentile",
     "weight_range",
     "rounding",
+    "reestimate",
     "equalize",
     "absorb_bias",
     "rotate",
@@ -103,7 +104,7 @@ _DECIDED = (
 @option(
     _HOW,
     "--calibration",
-    metavar="auto|minmax|moving-average|percentile|mse|entropy",
+    metavar="auto|minmax|moving-average|percentile|mse|entropy|output-mse",
     help="How ranges of activations are chosen.  [auto]",
 )
 @option(_HOW, "--weight-range", metavar="minmax|percentile|mse|entropy", help="How ranges of weights are.  [minmax]")
@@ -112,6 +113,13 @@ _DECIDED = (
     "--rounding",
     metavar="nearest|compensated|gptq|adaround|learned",
     help="How weights are rounded; each is slower and better than the one before.  [compensated]",
+)
+@option(
+    _HOW,
+    "--reestimate",
+    is_flag=True,
+    default=None,
+    help="Restore mean and spread of every layer's outputs by its scales and biases, where it helps.",
 )
 @option(_HOW, "--equalize", is_flag=True, default=None, help="Make the ranges of neighbouring layers' channels alike.")
 @option(

@@ -270,7 +270,7 @@ class _Trial:
         method: Any = self.recipe.calibration
         found = histogram_range(
             histogram,
-            "mse" if method in {"auto", "moving-average"} else method,
+            "mse" if method in {"auto", "moving-average", "output-mse"} else method,
             codes=self.fmt.element.code_count,
             symmetric=self.fmt.symmetric and self.fmt.element.signed,
             percentile=self.recipe.percentile,

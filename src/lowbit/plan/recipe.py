@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Method = Literal["auto", "best", "static", "dynamic", "weight-only"]
-Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
+Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy", "output-mse"]
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
 Smooth = Literal["none", "smoothquant", "awq"]
@@ -79,7 +79,8 @@ class Recipe:
             unit: 0.01 of a top-1 accuracy that counts from 0 to 1 is one percentage point.
         weights: Weight format as text, e.g. `int8:per-channel`; `None` takes the target's.
         activations: Activation format as text, `none` or `dynamic`; `None` takes the target's.
-        calibration: How activation ranges are chosen; `auto` is `mse`.
+        calibration: How activation ranges are chosen; `auto` is `mse`, and `output-mse` looks at the outputs of the
+            layers that read the activations.
         percentile: Percentage of values that `percentile` keeps.
         weight_range: How weight ranges are chosen.
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
@@ -87,6 +88,9 @@ class Recipe:
             calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `learned` then
             restores the float outputs block by block, learning roundings, scales and biases by gradient; `adaround`
             learns layer by layer whether each weight is rounded down or up; `nearest` rounds each to nearest.
+        reestimate: Whether layers get back the mean and spread that each of their outputs has in float, by a factor in
+            the weight scales and a shift in the biases, as far as it helps; what BatchNorms would do, were they not
+            folded.
         time: Seconds that learning may take; `None` sets no limit.
         equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
         absorb_bias: Whether high biases in front of a Relu or Clip move into the layer behind it, which makes the range
@@ -122,6 +126,7 @@ class Recipe:
     weight_range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     bias_correction: bool = True
     rounding: Rounding = "compensated"
+    reestimate: bool = False
     time: float | None = None
     equalize: bool = False
     absorb_bias: bool = False
@@ -144,7 +149,11 @@ class Recipe:
         _one_of("rotate", self.rotate, get_args(Rotate))
         _one_of("smooth", self.smooth, get_args(Smooth))
         _one_of("io", self.io, get_args(Io))
-        for label, switch in (("equalize", self.equalize), ("absorb_bias", self.absorb_bias)):
+        for label, switch in (
+            ("equalize", self.equalize),
+            ("absorb_bias", self.absorb_bias),
+            ("reestimate", self.reestimate),
+        ):
             if not isinstance(switch, bool):
                 raise RecipeError(f"{label} is {switch!r}", remedy="use true or false")
         if not 50.0 <= self.percentile <= 100.0:
