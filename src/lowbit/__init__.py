@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lowbit.methods.channel_pruning import ChannelPruning
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
+    from lowbit.methods.compress import compress
+    from lowbit.methods.compression import Compression
     from lowbit.methods.diagnose import Diagnosis, diagnose
     from lowbit.methods.export import Exported, export
     from lowbit.methods.finalize import finalize
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from lowbit.methods.result import Result
     from lowbit.methods.share import Shared, share
     from lowbit.methods.trainable import trainable
+    from lowbit.plan.compression import CompressionRecipe
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
     from lowbit.training.gradual import GradualPruning
@@ -41,6 +44,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ChannelPruning",
+    "Compression",
+    "CompressionRecipe",
     "Diagnosis",
     "Distillation",
     "Exported",
@@ -57,6 +62,7 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "compress",
     "diagnose",
     "distill",
     "export",
@@ -76,6 +82,8 @@ __all__ = [
 
 _HOMES = {
     "ChannelPruning": "lowbit.methods.channel_pruning",
+    "Compression": "lowbit.methods.compression",
+    "CompressionRecipe": "lowbit.plan.compression",
     "Diagnosis": "lowbit.methods.diagnose",
     "Distillation": "lowbit.methods.qat",
     "GradualPruning": "lowbit.training.gradual",
@@ -90,6 +98,7 @@ _HOMES = {
     "Training": "lowbit.methods.qat",
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
+    "compress": "lowbit.methods.compress",
     "diagnose": "lowbit.methods.diagnose",
     "distill": "lowbit.methods.qat",
     "finalize": "lowbit.methods.finalize",
