@@ -90,6 +90,8 @@ def _from_keras(source: Path, opset: int) -> tuple[Any, list[str]]:
         given = arrays[0] if structure is None else keras.tree.pack_sequence_as(structure, arrays)
         return keras.tree.flatten(model(given, training=False))
 
+    # Keras compiles a few layers (grouped convolutions) as functions of their own, which tf2onnx cannot look into.
+    tf.config.run_functions_eagerly(True)
     proto, _ = tf2onnx.convert.from_function(call, input_signature=signature, opset=opset)
     # A Sequential has no names of outputs; its own output is that of its last layer.
     outputs = getattr(model, "output_names", None) or [layer.name for layer in model.layers[-1:]]
