@@ -93,17 +93,21 @@ def _line(name: str, row: dict[str, Any]) -> str:
 
 def markdown(rows: dict[str, Any]) -> str:
     """Return the rows as a Markdown table, in the order of `NETWORKS`."""
-    lines = ["| network | from | family | in integers | SQNR | same top-1 | |", "|" + " --- |" * 7]
+    lines = [
+        "| network | from | family | in integers | SQNR | around the mean | same top-1 | |",
+        "|" + " --- |" * 8,
+    ]
     for name, network in NETWORKS.items():
         if name not in rows:
             continue
         row = rows[name]
         start = f"| `{name}` | {network.package} | {network.family} |"
         if "error" in row:
-            lines.append(f"{start} – | – | – | {row['error'].replace('|', '/')} |")
+            lines.append(f"{start} – | – | – | – | {row['error'].replace('|', '/')} |")
             continue
         verdict = "" if agrees(row) else f"less than {ENOUGH_DB:.0f} dB"
-        lines.append(f"{start} {row['integer']} | {row['db']:.1f} dB | {100 * row['top1']:.1f} % | {verdict} |")
+        ratios = f"{row['db']:.1f} dB | {row['varying_db']:.1f} dB"
+        lines.append(f"{start} {row['integer']} | {ratios} | {100 * row['top1']:.1f} % | {verdict} |")
     return "\n".join(lines)
 
 

@@ -188,7 +188,7 @@ def test_bad_models_of_keras_and_tflite(tensorflow: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_keras_models_of_every_shape(tensorflow: Path, tmp_path: Path) -> None:
-    """A Sequential, several inputs and outputs by name and by position, and inputs of whole numbers."""
+    """A Sequential, inputs and outputs by name and by position, whole numbers, and a layer that Keras compiles."""
     in_tensorflow(
         tensorflow,
         "import sys, numpy as np, keras; L = keras.layers; folder = sys.argv[1]\n"
@@ -196,16 +196,19 @@ def test_keras_models_of_every_shape(tensorflow: Path, tmp_path: Path) -> None:
         "a, b = keras.Input((4,), name='left'), keras.Input((3,), name='right')\n"
         "ids = keras.Input((5,), dtype='int32', name='ids')\n"
         "x = {'left': r.normal(size=(2, 4)).astype('f'), 'right': r.normal(size=(2, 3)).astype('f'),\n"
+        "     'picture': r.normal(size=(2, 6, 6, 4)).astype('f'),\n"
         "     'ids': r.integers(0, 9, size=(2, 5)).astype('int32')}\n"
         "models = {\n"
         "    'sequential': keras.Sequential([a, L.Dense(3, activation='gelu'), L.BatchNormalization(), L.Dense(2)]),\n"
         "    'named': keras.Model({'left': a, 'right': b},\n"
         "                         {'sum': L.Dense(2)(L.Concatenate()([a, b])), 'twice': a + a}),\n"
         "    'ordered': keras.Model([b, a], [L.Dense(2)(b), L.Dense(3)(a)]),\n"
+        "    'grouped': keras.Sequential([keras.Input((6, 6, 4), name='picture'), L.Conv2D(8, 3, groups=2)]),\n"
         "    'tokens': keras.Sequential([ids, L.Embedding(9, 6), L.LSTM(4), L.Dense(2)]),\n"
         "}\n"
         "for name, model in models.items():\n"
         "    model.save(f'{folder}/{name}.keras')\n"
+        "    if name == 'grouped': model.export(f'{folder}/saved', verbose=False)\n"
         "    given = [x[t.name] for t in model.inputs]\n"
         "    feed = {t.name: x[t.name] for t in model.inputs} if name == 'named' else given\n"
         "    y = keras.tree.flatten(model(feed if len(given) > 1 else given[0]))\n"
@@ -219,6 +222,7 @@ def test_keras_models_of_every_shape(tensorflow: Path, tmp_path: Path) -> None:
         "named": ["left", "right"],
         "ordered": ["right", "left"],
         "tokens": ["ids"],
+        "grouped": ["picture"],
     }.items():
         imported = import_model(tmp_path / f"{name}.keras", python=tensorflow)
         assert [value.name for value in imported.model.graph.inputs] == inputs
@@ -229,6 +233,8 @@ def test_keras_models_of_every_shape(tensorflow: Path, tmp_path: Path) -> None:
         assert len(found) == len(wanted.files)
         for index, array in enumerate(found):
             np.testing.assert_allclose(array, wanted[f"y{index}"], atol=1e-5)
+    saved = import_model(tmp_path / "saved", python=tensorflow).model
+    np.testing.assert_allclose(run(saved, x["picture"]), np.load(tmp_path / "grouped.npz")["y0"], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def _from_keras(source: Path, opset: int) -> tuple[Any, list[str]]:
         given = arrays[0] if structure is None else keras.tree.pack_sequence_as(structure, arrays)
         return keras.tree.flatten(model(given, training=False))
 
+    # Keras compiles a few layers (grouped convolutions) as functions of their own, which tf2onnx cannot look into.
+    tf.config.run_functions_eagerly(True)
     proto, _ = tf2onnx.convert.from_function(call, input_signature=signature, opset=opset)
     # A Sequential has no names of outputs; its own output is that of its last layer.
     outputs = getattr(model, "output_names", None) or [layer.name for layer in model.layers[-1:]]
@@ -102,7 +105,8 @@ def _from_saved_model(source: Path, opset: int) -> tuple[Any, list[str]]:
     import tf2onnx
 
     try:
-        loaded = tf.saved_model.load(str(source))
+        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+            loaded = tf.saved_model.load(str(_uncompiled(source, Path(folder))))
     except Exception as error:
         raise Refusal(f"{source} is not a SavedModel that TensorFlow reads", _first_line(error)) from error
     signatures = dict(loaded.signatures)
@@ -126,6 +130,25 @@ def _from_saved_model(source: Path, opset: int) -> tuple[Any, list[str]]:
     _name_interface(proto, [_plain(key) for key in given], [_plain(key) for key in sorted(function.structured_outputs)])
     others = sorted(set(signatures) - {name})
     return proto, [f"the signature {name!r} was converted, not {', '.join(others)}"] if others else []
+
+
+def _uncompiled(source: Path, folder: Path) -> Path:
+    """Return a SavedModel whose functions may be inlined: Keras marks some for XLA, which tf2onnx cannot look into."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    content = (source / "saved_model.pb").read_bytes()
+    if b"_XlaMustCompile" not in content:
+        return source
+    saved = saved_model_pb2.SavedModel.FromString(content)
+    for graph in saved.meta_graphs:
+        for function in graph.graph_def.library.function:
+            for marked in (function, *function.node_def):
+                marked.attr.pop("_XlaMustCompile", None)
+    for entry in source.iterdir():
+        if entry.name != "saved_model.pb":
+            (folder / entry.name).symlink_to(entry.resolve())
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
+    return folder
 
 
 def _from_tflite(source: Path, opset: int) -> tuple[Any, list[str]]:
