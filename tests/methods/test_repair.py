@@ -77,6 +77,18 @@ def test_what_a_recipe_has_is_not_proposed_again() -> None:
     assert not names & {"equalize", "weight_range mse", "rounding gptq", "rounding learned", "smooth smoothquant"}
 
 
+def test_layers_are_measured_behind_coded_ones_once() -> None:
+    coarse, asked = layer("coarse weights", weights=1.0), {"reestimate", "rounding_inputs quantized", "absorb_bias"}
+    outlying = layer("outlier channel")
+    names = {remedy.name for remedy in remedies(Recipe(), TARGET, [coarse, outlying], {})}
+    assert asked <= names
+    present = Recipe(reestimate=True, rounding_inputs="quantized", absorb_bias=True)
+    assert not asked & {remedy.name for remedy in remedies(present, TARGET, [coarse, outlying], {})}
+    # Rounding to nearest looks at no inputs.
+    nearest = {remedy.name for remedy in remedies(Recipe(rounding="nearest"), TARGET, [coarse], {})}
+    assert "rounding_inputs quantized" not in nearest
+
+
 def test_a_remedy_is_added_to_what_is_there() -> None:
     recipe = Recipe(exclude=("y",), rules=(Rule(pattern="z", method="float"),))
     assert amended(recipe, D).exclude == ("y", "x")

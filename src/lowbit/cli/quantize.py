@@ -46,6 +46,7 @@ _DECIDED = (
     "percentile",
     "weight_range",
     "rounding",
+    "rounding_inputs",
     "reestimate",
     "equalize",
     "absorb_bias",
@@ -113,6 +114,12 @@ _DECIDED = (
     "--rounding",
     metavar="nearest|compensated|gptq|adaround|learned",
     help="How weights are rounded; each is slower and better than the one before.  [compensated]",
+)
+@option(
+    _HOW,
+    "--rounding-inputs",
+    metavar="float|quantized",
+    help="Round weights for what layers read in float, or for what the quantized layers before give.  [float]",
 )
 @option(
     _HOW,

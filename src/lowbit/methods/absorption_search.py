@@ -7,7 +7,6 @@ BatchNormalizations say has to do for judging too.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,21 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from lowbit.formats import PerTensor, choose_parameters, dequantize, parse_format, quantize
 from lowbit.graph.clean.normalized import normalized_of
 from lowbit.graph.editor import Editor
 from lowbit.methods.absorb import Absorbing, absorbing_pairs
-from lowbit.methods.decide import activation_format, with_granularity
-from lowbit.methods.second_moments import input_rows
-from lowbit.methods.weights import encode_weight, kernel_matrix
-from lowbit.plan.packed import pack_floats
+from lowbit.methods.absorption_trial import WORTH, AbsorptionTrial, planned_absorption
+from lowbit.methods.decide import activation_format
 from lowbit.plan.plan import AbsorptionPlan
 from lowbit.plan.sites import find_sites
 from lowbit.rounding.absorption import expected_absorption
 from lowbit.rounding.equalization import absorbable_bias
 from lowbit.runtime.session import open_session
 from lowbit.runtime.staging import staged, with_outputs
-from lowbit.statistics import Histogram, histogram_init, histogram_range, histogram_update
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -45,12 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["find_absorptions"]
 
 _SAMPLES = 64
-_ROWS = 64
 _SIGMAS = 3.0
 # One sample in so many judges.
 _EVERY = 4
-# What is less than this share of the error is nothing that outputs would notice.
-_WORTH = 0.99
 
 
 def find_absorptions(
@@ -161,9 +153,9 @@ def _expected(candidate: _Candidate, fmt: Format) -> AbsorptionPlan | str:
         known.mean, known.deviation, amounts, energy, high=pair.high, sigmas=_SIGMAS, steps=steps
     )
     gain = f"{10 * np.log10(max(after, 1e-300) / max(before, 1e-300)):+.1f} dB of rounding noise expected behind it"
-    if after >= _WORTH**2 * before:
+    if after >= WORTH**2 * before:
         return f"it does not help: {gain}"
-    return _planned(pair, amounts, gain)
+    return planned_absorption(pair, amounts, gain)
 
 
 def _measured(
@@ -180,11 +172,11 @@ def _measured(
     for arrays in _runs(model, outputs, feeds, judging=False):
         for candidate, array in zip(candidates, arrays, strict=True):
             candidate.bound(array)
-    chosen: list[_Trial] = []
+    chosen: list[AbsorptionTrial] = []
     for candidate in candidates:
         amounts = candidate.amounts()
         if amounts.any():
-            chosen.append(_Trial(candidate, amounts, recipe, target, fmt))
+            chosen.append(AbsorptionTrial(candidate.pair, candidate.site, amounts, recipe, target, fmt))
         else:
             results[candidate.pair.first.name] = "no channel stays above the lower bound for nearly all inputs"
     branched, names = _with_branches(model, chosen)
@@ -195,104 +187,8 @@ def _measured(
     for arrays in _runs(branched, names, feeds, judging=True):
         for index, trial in enumerate(chosen):
             trial.judge(arrays[2 * index], arrays[2 * index + 1], generator)
-    results.update({trial.candidate.pair.first.name: trial.verdict() for trial in chosen})
+    results.update({trial.pair.first.name: trial.verdict() for trial in chosen})
     return {each.pair.first.name: results[each.pair.first.name] for each in candidates}
-
-
-class _Trial:
-    """The errors at the outputs of one layer, with a bias absorbed by it and without.
-
-    Args:
-        candidate: The pair.
-        amounts: `[C]`, what is absorbed.
-        recipe: Says how ranges are chosen and whether mean errors count.
-        target: Where the model will run.
-        fmt: Format of activations.
-    """
-
-    def __init__(
-        self, candidate: _Candidate, amounts: NDArray[np.float64], recipe: Recipe, target: Target, fmt: Format
-    ) -> None:
-        self.candidate, self.amounts, self.recipe, self.fmt = candidate, amounts, recipe, fmt
-        site = candidate.site
-        text = with_granularity(recipe.weights or target.weights, weight_only=False)
-        encoded = encode_weight(site, parse_format(text), saturates=False, method=recipe.weight_range)
-        group = candidate.pair.second.group
-        self.exact, self.coded = (
-            _by_group(kernel_matrix(site, each), group) for each in (site.weight_array(), encoded.decode())
-        )
-        self.response = candidate.pair.second.response(amounts).reshape(group, -1)
-        self.histograms = [histogram_init(), histogram_init()]
-        self.count = 0
-        self.sums = np.zeros((3, 2, *self.response.shape))
-
-    def watch(self, plain: NDArray[Any], moved: NDArray[Any]) -> None:
-        """See what is read, without and with absorption."""
-        seen = zip(self.histograms, (plain, moved), strict=True)
-        self.histograms = [histogram_update(histogram, array) for histogram, array in seen]
-
-    def judge(self, plain: NDArray[Any], moved: NDArray[Any], generator: np.random.Generator) -> None:
-        """Add the errors of one sample."""
-        site = self.candidate.site
-        seed = int(generator.integers(1 << 31))
-        picked: list[NDArray[np.float64]] = []
-        for array, histogram in ((plain, None), (plain, self.histograms[0]), (moved, self.histograms[1])):
-            coded = array if histogram is None else self._coded(array, histogram)
-            # The same rows of each.
-            rows = input_rows(site, coded, _ROWS, np.random.default_rng(seed))
-            picked.append(rows.astype(np.float64).transpose(1, 0, 2))
-        wanted = picked[0] @ self.exact
-        errors = (
-            picked[1] @ self.coded - wanted,
-            picked[2] @ self.coded + self.response[:, None] - wanted,
-        )
-        self.count += wanted.shape[1]
-        for index, each in enumerate((*errors, wanted)):
-            self.sums[index, 0] += each.sum(axis=1)
-            self.sums[index, 1] += np.square(each).sum(axis=1)
-
-    def verdict(self) -> AbsorptionPlan | str:
-        """Return what is to be moved, or why nothing."""
-        powers = []
-        for total, squares in self.sums / max(self.count, 1):
-            # What biases are corrected by is no error.
-            mean = np.square(total) if self.recipe.bias_correction else 0.0
-            powers.append(float(np.maximum(squares - mean, 0.0).sum()))
-        before, after, power = powers
-        shares = [100 * np.sqrt(each / power) if power > 0 else 0.0 for each in (before, after)]
-        text = f"output error {shares[0]:.2g} % -> {shares[1]:.2g} %"
-        if after >= _WORTH**2 * before:
-            return f"it does not help: {text}"
-        tops = [f"{histogram.high:.3g}" for histogram in self.histograms]
-        return _planned(self.candidate.pair, self.amounts, f"largest activation {tops[0]} -> {tops[1]}, {text}")
-
-    def _coded(self, array: NDArray[Any], histogram: Histogram) -> NDArray[np.float32]:
-        method: Any = self.recipe.calibration
-        found = histogram_range(
-            histogram,
-            "mse" if method in {"auto", "moving-average", "output-mse"} else method,
-            codes=self.fmt.element.code_count,
-            symmetric=self.fmt.symmetric and self.fmt.element.signed,
-            percentile=self.recipe.percentile,
-        )
-        plain = dataclasses.replace(self.fmt, granularity=PerTensor())
-        low, high = min(found.low, 0.0), max(found.high, 0.0)
-        parameters = choose_parameters(np.float32(low), np.float32(high or (1.0 if low == 0.0 else 0.0)), plain)
-        return dequantize(quantize(array, parameters, plain), parameters, plain)
-
-
-def _planned(pair: Absorbing, amounts: NDArray[np.float64], gain: str) -> AbsorptionPlan:
-    return AbsorptionPlan(
-        layer=pair.first.name,
-        reader=pair.second.name,
-        amounts=pack_floats(amounts.astype(np.float32)),
-        reason=f"{int((amounts > 0).sum())} of {amounts.size} channels, {gain}",
-    )
-
-
-def _by_group(matrix: NDArray[np.float32], group: int) -> NDArray[np.float64]:
-    """Return `[K, N]` as `[G, K, N / G]`."""
-    return matrix.reshape(len(matrix), group, -1).transpose(1, 0, 2).astype(np.float64)
 
 
 def _runs(
@@ -312,14 +208,14 @@ def _runs(
             yield [arrays[name] for name in names]
 
 
-def _with_branches(model: ir.Model, trials: Sequence[_Trial]) -> tuple[ir.Model, list[str]]:
+def _with_branches(model: ir.Model, trials: Sequence[AbsorptionTrial]) -> tuple[ir.Model, list[str]]:
     """Return a model that also computes what each layer would read with its bias absorbed, and both tensors' names."""
     result = model.clone()
     editor = Editor(result)
     nodes = {node.name: node for node in result.graph}
     names: list[str] = []
     for trial in trials:
-        pair = trial.candidate.pair
+        pair = trial.pair
         between = [nodes[node.name] for node in pair.between]
         value = between[0].inputs[0]
         assert value is not None

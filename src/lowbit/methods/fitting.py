@@ -13,6 +13,7 @@ from lowbit.methods.checkpoint import Checkpoint, learning_folder
 from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.decide import Decision, make_plan, watch_list
 from lowbit.methods.output_ranges import output_ranges
+from lowbit.methods.quantized_inputs import rounded_for_quantized_inputs
 from lowbit.methods.reestimate import reestimated_plan
 from lowbit.methods.rerounding import first_rounding, roundings, tells
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lowbit.methods.work import Work
     from lowbit.plan.plan import Plan
 
-__all__ = ["calibrated", "with_compensation", "with_learned", "with_reestimated"]
+__all__ = ["calibrated", "with_compensation", "with_learned", "with_quantized_inputs", "with_reestimated"]
 
 
 def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Calibration | None:
@@ -118,6 +119,29 @@ def with_compensation(work: Work, plan: Plan) -> Plan:
         return plan
     with work.stages("Make up for few bits", None):
         return compensated_plan(work.model, work.sites, plan, work.recipe, work.target, work.calibration_data)
+
+
+def with_quantized_inputs(work: Work, plan: Plan) -> Plan:
+    """Round weights for what the quantized layers before give; the plan then holds it."""
+    if work.calibration_data is None or not tells(work.calibration_data):
+        missing = (
+            "weights were not rounded for quantized inputs: random numbers, or none, do not show them; give --data"
+        )
+        return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
+    # PyTorch takes a second to load, and nothing else needs it.
+    from lowbit.methods.coded_walk import count_layers
+
+    with work.stages("Round for quantized inputs", count_layers(work.model, work.target)) as advance:
+        return rounded_for_quantized_inputs(
+            work.model,
+            plan,
+            work.target,
+            work.calibration_data,
+            kind=first_rounding(work.recipe, work.target),
+            biases=work.recipe.bias_correction,
+            seed=work.recipe.seed,
+            advance=advance,
+        )
 
 
 def with_reestimated(work: Work, plan: Plan) -> Plan:

@@ -117,6 +117,9 @@ def _scaled(layer: Layer, factor: NDArray[np.float64]) -> tuple[SitePlan, NDArra
     codes = plain_codes(site, encoded)
     movable = (
         codes is not None
+        and site.weight is not None
+        # What several layers share would be stored several times.
+        and len(tuple(site.weight.uses())) == 1
         and encoded.beside is None
         and encoded.fmt.element.kind == "integer"
         and not encoded.parameters.zero_point.astype(np.float32).any()

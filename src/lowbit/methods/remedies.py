@@ -112,6 +112,9 @@ def _weights(recipe: Recipe, target: Target, layers: Sequence[DiagnosedLayer]) -
     if not recipe.reestimate and not recipe.learns:
         promise = max(0.6 * coarse, 0.2 * noise)
         yield Remedy(name="reestimate", changes={"reestimate": True}, promise=promise)
+    if recipe.rounding_inputs == "float" and recipe.rounding != "nearest" and not recipe.learns:
+        promise = max(0.65 * coarse, 0.25 * noise)
+        yield Remedy(name="rounding_inputs quantized", changes={"rounding_inputs": "quantized"}, promise=promise)
     if recipe.rounding in {"nearest", "compensated"}:
         few = fmt.element.bits <= _FEW_BITS
         yield Remedy(

@@ -35,6 +35,7 @@ Optimize = Literal["latency", "size", "accuracy"]
 Smooth = Literal["none", "smoothquant", "awq"]
 Rotate = Literal["none", "offline", "online"]
 Rounding = Literal["nearest", "compensated", "gptq", "adaround", "learned"]
+RoundingInputs = Literal["float", "quantized"]
 METHODS: tuple[Method, ...] = get_args(Method)
 RULE_METHODS: tuple[str, ...] = (*(method for method in METHODS if method != "best"), "float")
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
@@ -88,6 +89,8 @@ class Recipe:
             calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `learned` then
             restores the float outputs block by block, learning roundings, scales and biases by gradient; `adaround`
             learns layer by layer whether each weight is rounded down or up; `nearest` rounds each to nearest.
+        rounding_inputs: Whose inputs weights are rounded for: those that layers have in the `float` model, or, layer by
+            layer, those that the `quantized` layers before really give, so that each makes up for errors of those.
         reestimate: Whether layers get back the mean and spread that each of their outputs has in float, by a factor in
             the weight scales and a shift in the biases, as far as it helps; what BatchNorms would do, were they not
             folded.
@@ -126,6 +129,7 @@ class Recipe:
     weight_range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     bias_correction: bool = True
     rounding: Rounding = "compensated"
+    rounding_inputs: RoundingInputs = "float"
     reestimate: bool = False
     time: float | None = None
     equalize: bool = False
@@ -146,6 +150,13 @@ class Recipe:
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
         _one_of("rounding", self.rounding, get_args(Rounding))
+        _one_of("rounding_inputs", self.rounding_inputs, get_args(RoundingInputs))
+        if self.rounding == "nearest" and self.rounding_inputs == "quantized":
+            raise RecipeError(
+                "rounding is nearest and rounding_inputs is quantized",
+                cause="rounding to nearest looks at no inputs",
+                remedy="use --rounding gptq, or leave rounding_inputs out",
+            )
         _one_of("rotate", self.rotate, get_args(Rotate))
         _one_of("smooth", self.smooth, get_args(Smooth))
         _one_of("io", self.io, get_args(Io))
