@@ -20,7 +20,7 @@ __all__ = ["export"]
 _FILE, _CHECK = "The file", "Checking and printing"
 
 
-@click.command(cls=Command, short_help="A quantized model for another runtime: LiteRT, C, OpenVINO, QONNX.")
+@click.command(cls=Command, short_help="A quantized model for another runtime: LiteRT, C, OpenVINO, QONNX, PyTorch.")
 @click.argument("model", type=FILE)
 @option(
     _FILE,
@@ -30,14 +30,14 @@ _FILE, _CHECK = "The file", "Checking and printing"
     required=True,
     metavar="OUT",
     help="The file; its suffix says the format: .tflite is LiteRT, .h a C array of it, .xml OpenVINO, "
-    ".qonnx.onnx QONNX.",
+    ".qonnx.onnx QONNX, .pt2 torch.export, .pte ExecuTorch.",
 )
 @option(
     _FILE,
     "--format",
     "format_",
     metavar="NAME",
-    help="The format, where the suffix does not say: litert, c-array, openvino, qonnx.",
+    help="The format, where the suffix does not say: litert, c-array, openvino, qonnx, torch, executorch.",
 )
 @option(
     _FILE,

@@ -104,6 +104,16 @@ FORMATS: dict[str, ExportFormat] = {
             suffixes=(".qonnx.onnx", ".qonnx"),
             description="QONNX: Quant nodes of any width on float tensors, on the way to FINN and hls4ml",
         ),
+        ExportFormat(
+            name="torch",
+            suffixes=(".pt2",),
+            description="A program of torch.export, quantized in the form that PyTorch's own tools make and read",
+        ),
+        ExportFormat(
+            name="executorch",
+            suffixes=(".pte",),
+            description="ExecuTorch, with XNNPACK's integer kernels, for phones",
+        ),
     )
 }
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from lowbit.exceptions import RecipeError
 from lowbit.exporters import ExportOptions, find_format
 from lowbit.graph import load_model, save_files
+from lowbit.methods.export_executorch import export_executorch
 from lowbit.methods.export_litert import export_litert
 from lowbit.methods.export_openvino import export_openvino
 from lowbit.methods.export_qonnx import export_qonnx
 from lowbit.methods.export_samples import Samples
+from lowbit.methods.export_torch import export_torch
 from lowbit.methods.exported import Exported
 from lowbit.methods.stages import Stages, silent
 
@@ -36,6 +38,8 @@ _EXPORTERS: dict[str, Callable[[ir.Model, ExportFormat, ExportOptions, Samples, 
     "c-array": export_litert,
     "openvino": export_openvino,
     "qonnx": export_qonnx,
+    "torch": export_torch,
+    "executorch": export_executorch,
 }
 
 
@@ -63,8 +67,8 @@ def export(
             have them. `keep`: as in ONNX.
         io: Of LiteRT files. `int8`, the default: inputs and outputs are codes. `float`: float32, with a conversion at
             the edges.
-        data: Samples to compare on, as for `lowbit.quantize`; random codes without it. For LiteRT and QONNX the first
-            one also says the sizes that the model leaves open.
+        data: Samples to compare on, as for `lowbit.quantize`; random codes without it. For LiteRT, QONNX and
+            ExecuTorch the first one also says the sizes that the model leaves open.
         preprocessing: What to do to images.
         samples: How many samples.
         stages: Shows progress.
