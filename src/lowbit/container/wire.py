@@ -14,7 +14,7 @@ from lowbit.exceptions import ModelError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SMALLEST", "Payload", "Tensor", "join", "read_varint", "split", "varint", "walk"]
+__all__ = ["SMALLEST", "Payload", "Split", "Tensor", "join", "read_varint", "split", "varint", "walk"]
 
 SMALLEST = 32
 """Bytes from which on numbers are taken out of the structure; fewer are compressed with it."""
@@ -70,6 +70,23 @@ class Payload:
     bits: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A model taken apart.
+
+    Attributes:
+        structure: What is left without the numbers.
+        payloads: What was taken out, in the order of the file; `start` is that in the model.
+        tensors: All of them.
+        numbers: For each payload its bytes.
+    """
+
+    structure: bytes
+    payloads: list[Payload]
+    tensors: list[Tensor]
+    numbers: list[memoryview]
+
+
 class _Walk:
     """Position in a model or in its structure; `removed` is how much less the structure has before it."""
 
@@ -86,6 +103,9 @@ class _Walk:
         return self.position + self.removed
 
     def varint(self) -> int:
+        if self.position < len(self.data) and self.data[self.position] < 128:
+            self.position += 1
+            return self.data[self.position - 1]
         value, self.position = read_varint(self.data, self.position)
         return value
 
@@ -215,14 +235,11 @@ def walk(structure: bytes) -> tuple[list[Payload], list[Tensor]]:
     return found.payloads, found.tensors
 
 
-def split(model: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
+def split(model: bytes | memoryview) -> Split:
     """Take the numbers out of a model.
 
     Args:
         model: The bytes of an `.onnx` file.
-
-    Returns:
-        The structure, and the numbers of each payload that `walk` finds in it.
 
     Raises:
         ModelError: The bytes are no ONNX model.
@@ -233,13 +250,13 @@ def split(model: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
     except ValueError as error:
         raise ModelError("The model is not valid ONNX", cause=str(error)) from error
     view = memoryview(model)
-    parts, payloads, position = [], [], 0
+    parts, numbers, position = [], [], 0
     for payload in found.payloads:
         parts.append(view[position : payload.start])
         position = payload.start + payload.length
-        payloads.append(view[payload.start : position])
+        numbers.append(view[payload.start : position])
     parts.append(view[position:])
-    return b"".join(parts), payloads
+    return Split(structure=b"".join(parts), payloads=found.payloads, tensors=found.tensors, numbers=numbers)
 
 
 def join(structure: bytes, payloads: Sequence[Payload], numbers: Sequence[bytes]) -> bytes:

@@ -1,0 +1,118 @@
+"""Bytes of one kind in a row: all the same, as they are, or by tables, whichever is smallest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.container.compiling import compiled
+from lowbit.container.cursor import Damage
+from lowbit.container.numbers import symbols
+from lowbit.container.rans import decode_tables, encode_tables
+
+if TYPE_CHECKING:
+    from lowbit.container.cursor import Cursor
+
+__all__ = ["decode_stream", "encode_stream"]
+
+Bytes = NDArray[np.uint8]
+
+_SAME, _RAW, _TABLES = 0, 1, 2
+_LIST = 31
+"""Bytes from which on an alphabet is a set of 256 bits instead of a list."""
+_FILL = 16
+"""A zero stands for this power of two of bytes that are the same, so that no small file claims endless memory."""
+_INCOMPRESSIBLE = 0.995
+
+
+@compiled
+def _histogram(data: Bytes) -> NDArray[np.int64]:
+    """Count bytes; in four arrays, so that one need not wait for the other."""
+    counts = np.zeros(1024, dtype=np.int64)
+    for number in range(len(data)):
+        counts[((number & 3) << 8) + data[number]] += 1
+    return counts[:256] + counts[256:512] + counts[512:768] + counts[768:]
+
+
+@compiled
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Return the entropy of one byte, in bits."""
+    total = counts.sum()
+    found = 0.0
+    for count in counts:
+        if count > 0:
+            found -= count * np.log2(count / total)
+    return found / total
+
+
+def encode_stream(data: Bytes, bits: int = 8, row: int = 0) -> bytes:
+    """Return bytes in the fewest bytes.
+
+    Args:
+        data: `[length]`; nothing becomes nothing.
+        bits: Of the codes in a byte: 2, 4 or 8.
+        row: Bytes in a row if columns tell something, otherwise 0.
+    """
+    if not len(data):
+        return b""
+    counts = _histogram(data)
+    alphabet = np.flatnonzero(counts).astype(np.uint8)
+    if len(alphabet) == 1:
+        return bytes([_SAME, alphabet[0]]) + bytes(len(data) >> _FILL)
+    raw = bytes([_RAW]) + data.tobytes()
+    if _entropy(counts) > 8 * _INCOMPRESSIBLE and not row:
+        return raw
+    centre = _most_frequent(counts, bits)
+    tables = bytes([_TABLES, centre, len(alphabet) - 1]) + _alphabet_bytes(alphabet)
+    tables += encode_tables(data, alphabet, bits, centre, row)
+    return min(raw, tables, key=len)
+
+
+def decode_stream(cursor: Cursor, length: int, bits: int = 8, row: int = 0) -> Bytes:
+    """Return what `encode_stream` was given.
+
+    Raises:
+        Damage: There is none.
+    """
+    if not length:
+        return np.empty(0, dtype=np.uint8)
+    kind = cursor.byte()
+    if kind == _SAME:
+        value = cursor.byte()
+        cursor.take(length >> _FILL)
+        return np.full(length, value, dtype=np.uint8)
+    if kind == _RAW:
+        return np.frombuffer(cursor.take(length), dtype=np.uint8)
+    if kind != _TABLES:
+        raise Damage(f"there is no kind {kind} of bytes")
+    centre, size = cursor.byte(), cursor.byte() + 1
+    if size < _LIST:
+        alphabet = np.frombuffer(cursor.take(size), dtype=np.uint8)
+    else:
+        alphabet = np.flatnonzero(np.unpackbits(_set(cursor), bitorder="little")).astype(np.uint8)
+    if size < 2 or len(alphabet) != size or (np.diff(alphabet.astype(np.int64)) <= 0).any():
+        raise Damage("its alphabet is none")
+    return decode_tables(cursor, length, alphabet, bits, centre, row)
+
+
+def _set(cursor: Cursor) -> Bytes:
+    return np.frombuffer(cursor.take(32), dtype=np.uint8)
+
+
+def _alphabet_bytes(alphabet: Bytes) -> bytes:
+    if len(alphabet) < _LIST:
+        return alphabet.tobytes()
+    found = np.zeros(256, dtype=np.uint8)
+    found[alphabet] = 1
+    return np.packbits(found, bitorder="little").tobytes()
+
+
+def _most_frequent(counts: NDArray[np.int64], bits: int) -> int:
+    """Return the most frequent code, the smallest of several."""
+    if bits == 8:
+        return int(np.argmax(counts))
+    every = symbols(np.arange(256, dtype=np.uint8), bits)
+    totals = np.bincount(every, weights=np.repeat(counts, 8 // bits), minlength=256)
+    return int(np.argmax(totals))
