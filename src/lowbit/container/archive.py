@@ -98,8 +98,9 @@ def pack(
             view = memoryview(content)[piece.start : piece.start + piece.length]
             kind = kind_of(piece.tensor.data_type, None)
             jobs.append((piece.tensor, kind, np.frombuffer(view, dtype=np.uint8)))
-    mixed = smallest or len(structure) + sum(len(data) for _, _, data in jobs) <= _SMALL
-    blobs = bytearray(b"" if mixed else compressed(structure) or b"")
+    total = len(structure) + sum(len(data) for _, _, data in jobs)
+    mixed = smallest or total <= _SMALL
+    blobs = bytearray(b"" if mixed else compressed(structure, total) or b"")
     # Not more than 16 bits for a bit of the structure, and for a byte of what is mixed.
     room = (0 if blobs else 16 * len(structure)) + 4096
     room += sum(3 * len(data) + 8192 if mixed else 8 for _, _, data in jobs) + 8 * len(contents)

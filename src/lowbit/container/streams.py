@@ -24,27 +24,28 @@ _LIST = 31
 """Bytes from which on an alphabet is a set of 256 bits instead of a list."""
 _FILL = 16
 """A zero stands for this power of two of bytes that are the same, so that no small file claims endless memory."""
+_FEW = 1 << 12
+_HEAD = 11
+"""Bytes that few bytes by tables take at least, beside their alphabet and their entropy."""
 _INCOMPRESSIBLE = 0.995
 
 
 @compiled
-def _histogram(data: Bytes) -> NDArray[np.int64]:
-    """Count bytes; in four arrays, so that one need not wait for the other."""
-    counts = np.zeros(1024, dtype=np.int64)
+def _survey(data: Bytes) -> tuple[NDArray[np.int64], Bytes, float]:
+    """Return how often each byte occurs, those that do, and the entropy of one in bits."""
+    counts = np.zeros(1024, dtype=np.int64)  # four tables, so that one count need not wait for the other
     for number in range(len(data)):
         counts[((number & 3) << 8) + data[number]] += 1
-    return counts[:256] + counts[256:512] + counts[512:768] + counts[768:]
-
-
-@compiled
-def _entropy(counts: NDArray[np.int64]) -> float:
-    """Return the entropy of one byte, in bits."""
-    total = counts.sum()
-    found = 0.0
-    for count in counts:
-        if count > 0:
-            found -= count * np.log2(count / total)
-    return found / total
+    counts = counts[:256] + counts[256:512] + counts[512:768] + counts[768:]
+    alphabet = np.empty(256, dtype=np.uint8)
+    size = 0
+    entropy = 0.0
+    for byte in range(256):
+        if counts[byte] > 0:
+            entropy -= counts[byte] * np.log2(counts[byte] / len(data))
+            alphabet[size] = byte
+            size += 1
+    return counts, alphabet[:size].copy(), entropy / len(data)
 
 
 def encode_stream(data: Bytes, bits: int = 8, row: int = 0) -> bytes:
@@ -57,12 +58,13 @@ def encode_stream(data: Bytes, bits: int = 8, row: int = 0) -> bytes:
     """
     if not len(data):
         return b""
-    counts = _histogram(data)
-    alphabet = np.flatnonzero(counts).astype(np.uint8)
+    counts, alphabet, entropy = _survey(data)
     if len(alphabet) == 1:
         return bytes([_SAME, alphabet[0]]) + bytes(len(data) >> _FILL)
     raw = bytes([_RAW]) + data.tobytes()
-    if _entropy(counts) > 8 * _INCOMPRESSIBLE and not row:
+    if entropy > 8 * _INCOMPRESSIBLE and not row:
+        return raw
+    if len(data) < _FEW and len(data) * entropy / 8 + min(len(alphabet), 32) + _HEAD > len(data):
         return raw
     centre = _most_frequent(counts, bits)
     tables = bytes([_TABLES, centre, len(alphabet) - 1]) + _alphabet_bytes(alphabet)

@@ -23,14 +23,21 @@ Bytes = NDArray[np.uint8]
 
 STRUCTURE_RATIO = 1 << 12
 """Bytes of a structure that one byte of a file can stand for at most."""
-_FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": 1 << 20, "pb": 0}]
+_QUICK, _PATIENT = 3, 6
+_SHARE = 20
+"""Times that a model is as large as its structure, from which on that may take LZMA's slower preset."""
 _MEMORY = 1 << 25
 """Bytes that LZMA may take beside its output."""
 
 
-def compressed(structure: bytes) -> bytes | None:
-    """Return a structure as its length and an `.lzma` file; None if it is too repetitive for the limit."""
-    found = lzma.compress(structure, format=lzma.FORMAT_ALONE, filters=_FILTERS)
+def compressed(structure: bytes, total: int) -> bytes | None:
+    """Return the structure of a model of `total` bytes as an `.lzma` file behind its length.
+
+    None if it is too repetitive for the limit.
+    """
+    preset = _PATIENT if _SHARE * len(structure) <= total else _QUICK
+    filters = [{"id": lzma.FILTER_LZMA1, "preset": preset, "dict_size": 1 << 20, "pb": 0}]
+    found = lzma.compress(structure, format=lzma.FORMAT_ALONE, filters=filters)
     return varint(len(found)) + found if len(structure) <= STRUCTURE_RATIO * len(found) else None
 
 

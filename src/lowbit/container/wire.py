@@ -19,6 +19,8 @@ __all__ = ["SMALLEST", "Payload", "Split", "Tensor", "join", "read_varint", "spl
 SMALLEST = 32
 """Bytes from which on numbers are taken out of the structure; fewer are compressed with it."""
 
+_LEAST_ATTRIBUTE = 19
+"""Bytes that an attribute has at least if its tensor has numbers to be taken out, or has them in another file."""
 _DEPTH = 100
 _CHILDREN = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -92,6 +94,7 @@ class _Walk:
 
     def __init__(self, data: bytes | memoryview, *, whole: bool) -> None:
         self.data = data
+        self.size = len(data)
         self.whole = whole
         self.position = 0
         self.removed = 0
@@ -103,18 +106,22 @@ class _Walk:
         return self.position + self.removed
 
     def varint(self) -> int:
-        if self.position < len(self.data) and self.data[self.position] < 128:
-            self.position += 1
-            return self.data[self.position - 1]
-        value, self.position = read_varint(self.data, self.position)
+        position = self.position
+        if position < self.size and (byte := self.data[position]) < 128:
+            self.position = position + 1
+            return byte
+        value, self.position = read_varint(self.data, position)
         return value
 
     def bytes(self, length: int) -> bytes:
         start = self.position
-        self.position += length
-        if self.position > len(self.data):
-            raise ValueError("the bytes end too early")
+        self.skip(length)
         return bytes(self.data[start : self.position])
+
+    def skip(self, length: int) -> None:
+        self.position += length
+        if self.position > self.size:
+            raise ValueError("the bytes end too early")
 
     def message(self, kind: str, end: int | None, label: str, depth: int) -> Tensor | None:
         if depth > _DEPTH:
@@ -123,20 +130,25 @@ class _Walk:
         tensor = Tensor(name=label) if kind == "tensor" else None
         if tensor is not None:
             self.tensors.append(tensor)
-        while self.place < end if end is not None else self.position < len(self.data):
+        while self.place < end if end is not None else self.position < self.size:
             key = self.varint()
             number, wire = key >> 3, key & 7
-            if wire == 0:
+            if wire == 2:
+                length = self.varint()
+                if tensor is None and (
+                    number not in children if kind != "node" else number != 2 and (number != 5 or length < _LEAST_ATTRIBUTE)
+                ):
+                    self.skip(length)
+                else:
+                    label = self._field(kind, number, length, label, tensor, children, depth)
+            elif wire == 0:
                 value = self.varint()
                 if tensor is not None:
                     _note(tensor, number, value)
             elif wire in {1, 5}:
-                self.bytes(8 if wire == 1 else 4)
-            elif wire != 2:
-                raise ValueError(f"wire type {wire} is none of ONNX")
+                self.skip(8 if wire == 1 else 4)
             else:
-                length = self.varint()
-                label = self._field(kind, number, length, label, tensor, children, depth)
+                raise ValueError(f"wire type {wire} is none of ONNX")
         if end is not None and self.place != end:
             raise ValueError("a message is longer than what it is in")
         return tensor
@@ -155,9 +167,7 @@ class _Walk:
         if tensor is not None and number in _NUMBERS and length >= SMALLEST:
             self.payloads.append(Payload(tensor=tensor, start=self.position, length=length, bits=_NUMBERS[number]))
             if self.whole:
-                self.position += length
-                if self.position > len(self.data):
-                    raise ValueError("the bytes end too early")
+                self.skip(length)
             else:
                 self.removed += length
         elif tensor is not None and number == 13:
