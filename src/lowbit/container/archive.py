@@ -125,7 +125,7 @@ def pack(
         parts.append(Part(name=tensor.name, mode=choice.mode, bytes=len(data), packed=size))
         advance()
     stream = buffer[: finish(coder, buffer)].tobytes()
-    head = varint(len(structure) << 1 | is_compressed) + varint(len(stream))
+    head = varint(len(structure) << 1 | is_compressed) + varint(len(stream) if blobs else 0)
     packed = b"".join([MAGIC, bytes([VERSION]), head, stream, blobs])
     return packed + zlib.crc32(packed).to_bytes(_CHECK, "little"), parts
 
@@ -167,7 +167,8 @@ def _read(packed: bytes, label: str, advance: Callable[[], None]) -> tuple[bytes
         head, size = cursor.varint(), cursor.varint()
         length = head >> 1
         _check_length(length, STRUCTURE_RATIO * len(packed))
-        buffer = np.frombuffer(cursor.take(min(size, cursor.left)), dtype=np.uint8).copy()
+        stream = cursor.take(min(size, cursor.left) if size else cursor.left)
+        buffer = np.frombuffer(stream, dtype=np.uint8).copy()
         coder = decoder(buffer)
         if head & 1:
             structure = decompressed(cursor, length)

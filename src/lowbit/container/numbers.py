@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["BITS", "Kind", "Layout", "Mode", "candidates", "kind_of", "layout", "reversed_bytes", "symbols", "unsymbols"]
+__all__ = ["BASE64", "BITS", "Kind", "Layout", "Mode", "candidates", "kind_of", "layout", "reversed_bytes", "symbols", "unsymbols"]
 
 Bytes = NDArray[np.uint8]
 
@@ -49,7 +49,8 @@ _FLOATS = (1, 10, 11, 16)
 """FLOAT, FLOAT16, DOUBLE and BFLOAT16."""
 
 TABLES, CODES, PLANES, STORED = 0, 1, 2, 3
-_WIDTHS = (2, 4, 8, 16, 32, 64)
+BASE64 = 6
+_WIDTHS = (2, 4, 8, 16, 32, 64, BASE64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class Kind:
     """What the numbers of a payload are.
 
     Attributes:
-        bits: Of one number; 0 if they are of different lengths.
+        bits: Of one number; 0 if they are of different lengths, 6 if they are a text in base64.
         floats: Whether their highest bit is a sign, and their next ones are an exponent.
     """
 
@@ -85,7 +86,7 @@ class Kind:
 
     def bits_in(self, length: int) -> int:
         """Return of how many bits numbers in `length` bytes are coded."""
-        return self.bits if self.bits in _WIDTHS and length * 8 % self.bits == 0 else 8
+        return self.bits if self.bits in _WIDTHS and self.bits != BASE64 and length * 8 % self.bits == 0 else 8
 
 
 def kind_of(data_type: int, bits: int | None) -> Kind:
@@ -104,7 +105,7 @@ class Mode:
 
     Attributes:
         model: `TABLES`, `CODES`, `PLANES` or `STORED`.
-        bits: Of one number: 2, 4, 8, 16, 32 or 64.
+        bits: Of one number: 2, 4, 8, 16, 32 or 64; or 6, for a text in base64 that is stored as what it stands for.
         levels: Whether the numbers are given as places in a list of those that occur.
         rotated: Whether the highest bit of a number, a float's sign, is moved behind the lowest.
         columns: Whether tables look at the column of a number.
@@ -139,6 +140,10 @@ class Mode:
 
     @property
     def _exists(self) -> bool:
+        if self.model == STORED:
+            return self in {Mode(model=STORED, bits=8), Mode(model=STORED, bits=BASE64)}
+        if self.bits == BASE64:
+            return False
         if (self.levels or self.rotated) and (self.bits < 16 or self.levels == self.rotated):
             return False
         if self.columns and self.model != TABLES:
@@ -147,7 +152,7 @@ class Mode:
             return self.bits <= 8 or self.levels
         if self.model == PLANES:
             return self.bits >= 8 and not self.levels
-        return self.model == TABLES or self == Mode(model=STORED, bits=8)
+        return True
 
 
 def layout(dims: Sequence[int]) -> Layout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from lowbit.container.codes_model import code_codes
 from lowbit.container.cursor import Damage
 from lowbit.container.levels import levels_of
 from lowbit.container.numbers import (
+    BASE64,
     CODES,
     PLANES,
     STORED,
@@ -27,6 +30,7 @@ from lowbit.container.numbers import (
 from lowbit.container.planes import decode_planes, encode_planes, rotated_left, rotated_right
 from lowbit.container.range_coder import code_uniform, encoder, overrun
 from lowbit.container.streams import decode_stream, encode_stream
+from lowbit.container.wire import varint
 
 if TYPE_CHECKING:
     from lowbit.container.cursor import Cursor
@@ -72,7 +76,10 @@ def code_check(coder: Ints, buffer: Bytes, data: Bytes | bytes) -> None:
 
 def choose(data: Bytes, kind: Kind, layout: Layout) -> Choice:
     """Return the way in which a payload takes the fewest bytes, by trying all."""
-    best, least = _stored(data), len(data)
+    best = _stored(data, kind)
+    least = len(best.blob)
+    if best.mode.bits == BASE64:
+        return best
     for mode in candidates(len(data), kind, layout):
         if mode.levels and levels_of(data, mode.bits) is None:
             continue
@@ -91,6 +98,9 @@ def choose(data: Bytes, kind: Kind, layout: Layout) -> Choice:
 
 def choose_tables(data: Bytes, kind: Kind, layout: Layout) -> Choice:
     """Return a good way to code a payload with tables, looking at a part of it."""
+    stored = _stored(data, kind)
+    if stored.mode.bits == BASE64:
+        return stored
     bits = kind.bits_in(len(data))
     mode = Mode(model=TABLES, bits=bits, rotated=kind.floats and bits >= 16)
     if bits >= 16:
@@ -103,7 +113,7 @@ def choose_tables(data: Bytes, kind: Kind, layout: Layout) -> Choice:
         if len(_tables(sample, wide, layout, only_highest=True)) < len(_tables(sample, mode, layout, only_highest=True)):
             mode = wide
     blob = _tables(data, mode, layout)
-    return Choice(mode=mode, blob=blob) if len(blob) < len(data) else _stored(data)
+    return Choice(mode=mode, blob=blob) if len(blob) < len(data) else stored
 
 
 def encode(coder: Ints, buffer: Bytes, data: Bytes, choice: Choice, layout: Layout) -> bool:
@@ -135,6 +145,11 @@ def decode(coder: Ints, buffer: Bytes, cursor: Cursor, length: int, layout: Layo
         mode = Mode.from_byte(code_uniform(coder, buffer, 0, 1))
     except ValueError as error:
         raise Damage(str(error)) from error
+    if mode.bits == BASE64:
+        text = base64.b64encode(cursor.take(cursor.varint()))
+        if len(text) != length:
+            raise Damage("it has another length")
+        return np.frombuffer(text, dtype=np.uint8)
     if length * 8 % mode.bits:
         raise Damage(f"{length} bytes are no numbers of {mode.bits} bits")
     if mode.model == STORED:
@@ -153,7 +168,14 @@ def decode(coder: Ints, buffer: Bytes, cursor: Cursor, length: int, layout: Layo
     return _of_levels(levels, places, mode.bits)
 
 
-def _stored(data: Bytes) -> Choice:
+def _stored(data: Bytes, kind: Kind) -> Choice:
+    if kind.bits == BASE64:
+        try:
+            meant = base64.b64decode(data, validate=True)
+        except binascii.Error:
+            meant = b""
+        if base64.b64encode(meant) == data.tobytes():
+            return Choice(mode=Mode(model=STORED, bits=BASE64), blob=varint(len(meant)) + meant)
     return Choice(mode=Mode(model=STORED, bits=8), blob=data.tobytes())
 
 

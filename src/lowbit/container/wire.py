@@ -23,7 +23,7 @@ _LEAST_ATTRIBUTE = 19
 """Bytes that an attribute has at least if its tensor has numbers to be taken out, or has them in another file."""
 _DEPTH = 100
 _CHILDREN = {
-    "model": {7: "graph", 20: "training", 25: "function"},
+    "model": {7: "graph", 14: "property", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "function": {7: "node", 11: "attribute"},
@@ -35,6 +35,9 @@ _CHILDREN = {
 _NUMBERS = {4: 32, 5: 0, 7: 0, 9: None, 10: 64, 11: 0}
 """Fields of TensorProto that hold numbers: their bits, 0 if they are varints, None if the tensor's type says."""
 _EXTERNAL = 1
+_PACKED_TEXTS = (b"lowbit.plan",)
+"""Keys of the model's metadata whose texts are base64, most likely, and taken out too."""
+_BASE64 = 6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,7 +66,8 @@ class Payload:
         tensor: What they belong to.
         start: First byte in the structure behind which they go.
         length: In bytes.
-        bits: Of one number, 0 if they are of different lengths; None if the tensor's type says.
+        bits: Of one number, 0 if they are of different lengths, 6 if they are a text in base64; None if the tensor's type
+            says.
     """
 
     tensor: Tensor
@@ -153,6 +157,29 @@ class _Walk:
             raise ValueError("a message is longer than what it is in")
         return tensor
 
+    def _take(self, tensor: Tensor, length: int, bits: int | None) -> None:
+        self.payloads.append(Payload(tensor=tensor, start=self.position, length=length, bits=bits))
+        if self.whole:
+            self.skip(length)
+        else:
+            self.removed += length
+
+    def _property(self, end: int) -> None:
+        name = b""
+        while self.place < end:
+            key = self.varint()
+            if key & 7 != 2:
+                raise ValueError("an entry of metadata_props is no pair of strings")
+            length = self.varint()
+            if key >> 3 == 2 and name in _PACKED_TEXTS and length >= SMALLEST:
+                self._take(Tensor(name=name.decode()), length, _BASE64)
+            elif key >> 3 == 1:
+                name = self.bytes(length)
+            else:
+                self.skip(length)
+        if self.place != end:
+            raise ValueError("an entry of metadata_props is longer than what it is in")
+
     def _field(
         self,
         kind: str,
@@ -165,11 +192,9 @@ class _Walk:
     ) -> str:
         """Read what has a length; return what tensors below are called."""
         if tensor is not None and number in _NUMBERS and length >= SMALLEST:
-            self.payloads.append(Payload(tensor=tensor, start=self.position, length=length, bits=_NUMBERS[number]))
-            if self.whole:
-                self.skip(length)
-            else:
-                self.removed += length
+            self._take(tensor, length, _NUMBERS[number])
+        elif kind == "model" and number == 14:
+            self._property(self.place + length)
         elif tensor is not None and number == 13:
             self._entry(tensor, self.place + length)
         elif number in children:
