@@ -23,6 +23,11 @@ class Cursor:
         """Bytes that have not been read."""
         return len(self._data) - self._position
 
+    @property
+    def rest(self) -> memoryview:
+        """The bytes that have not been read."""
+        return self._data[self._position :]
+
     def take(self, length: int) -> memoryview:
         """Return the next bytes.
 

@@ -18,8 +18,10 @@ _CELLS = 1024
 
 
 @compiled
-def _places(numbers: NDArray[Any], levels: NDArray[np.uint64], places: Bytes) -> int:
-    """Number the levels as they come; return how many there are, or more than fit if they are too many."""
+def _places(numbers: NDArray[Any]) -> tuple[NDArray[np.uint64], Bytes]:
+    """Return the levels as they come, and for each number its place among them; no levels if they are too many."""
+    levels = np.empty(_MOST, dtype=np.uint64)
+    places = np.empty(len(numbers), dtype=np.uint8)
     cells = np.full(_CELLS, -1, dtype=np.int64)
     count = 0
     for number in range(len(numbers)):
@@ -29,12 +31,12 @@ def _places(numbers: NDArray[Any], levels: NDArray[np.uint64], places: Bytes) ->
             cell = (cell + 1) & (_CELLS - 1)
         if cells[cell] < 0:
             if count == _MOST:
-                return _MOST + 1
+                return levels[:0], places
             levels[count] = value
             cells[cell] = count
             count += 1
         places[number] = cells[cell]
-    return count
+    return levels[:count], places
 
 
 def levels_of(data: Bytes, bits: int) -> tuple[NDArray[Any], Bytes] | None:
@@ -45,12 +47,10 @@ def levels_of(data: Bytes, bits: int) -> tuple[NDArray[Any], Bytes] | None:
         bits: 16, 32 or 64.
     """
     numbers = data.view(f"<u{bits // 8}")
-    levels = np.empty(_MOST, dtype=np.uint64)
-    places = np.empty(len(numbers), dtype=np.uint8)
-    count = _places(numbers, levels, places)
-    if count > _MOST:
+    levels, places = _places(numbers)
+    if not levels.size:
         return None
-    found = levels[:count].astype(numbers.dtype)
+    found = levels.astype(numbers.dtype)
     # Sign and magnitude as floats have them: those below zero come first, the largest magnitude ahead.
     sign = np.asarray(1 << (bits - 1)).astype(found.dtype)
     order = np.argsort(np.where(found & sign, ~found, found | sign))

@@ -107,12 +107,14 @@ def choose_tables(data: Bytes, kind: Kind, layout: Layout) -> Choice:
         found = levels_of(data, bits)
         if found is not None and len(found[0]) * _COMMON <= len(found[1]):
             mode = Mode(model=TABLES, bits=bits, levels=True)
+    highest = None
     if layout.row > 1 and len(data) >= _GLIMPSE:
         sample = data[: max(_SAMPLE, len(data) // 8 & ~7)]
         wide = replace(mode, columns=True)
-        if len(_tables(sample, wide, layout, only_highest=True)) < len(_tables(sample, mode, layout, only_highest=True)):
-            mode = wide
-    blob = _tables(data, mode, layout)
+        tries = [(one, _tables(sample, one, layout, only_highest=True)) for one in (mode, wide)]
+        mode, highest = min(tries, key=lambda tried: len(tried[1]))
+        highest = highest if len(sample) == len(data) else None
+    blob = _tables(data, mode, layout, highest=highest)
     return Choice(mode=mode, blob=blob) if len(blob) < len(data) else stored
 
 
@@ -179,15 +181,22 @@ def _stored(data: Bytes, kind: Kind) -> Choice:
     return Choice(mode=Mode(model=STORED, bits=8), blob=data.tobytes())
 
 
-def _tables(data: Bytes, mode: Mode, layout: Layout, *, only_highest: bool = False) -> bytes:
+def _tables(
+    data: Bytes, mode: Mode, layout: Layout, *, only_highest: bool = False, highest: bytes | None = None
+) -> bytes:
+    """Return a payload by tables; of planes only the highest, or with that as it is."""
+    planes = mode.bits > 8 and not mode.levels
+    if highest is not None and not planes:
+        return highest
     row = layout.bytes_in_row(mode.bits) if mode.columns else 0
     if mode.levels:
         found = levels_of(data, mode.bits)
         assert found is not None, "the mode fits the payload"
         levels, places = found
         return bytes([len(levels) - 1]) + levels.tobytes() + encode_stream(places, 8, row)
-    if mode.bits > 8:
-        return encode_planes(data, mode.bits // 8, row, rotated=mode.rotated, only_highest=only_highest)
+    if planes:
+        width = mode.bits // 8
+        return encode_planes(data, width, row, rotated=mode.rotated, only_highest=only_highest, highest=highest)
     return encode_stream(data, mode.bits, row)
 
 

@@ -55,7 +55,9 @@ def _together(data: Bytes, planes: NDArray[np.uint8], rotated: bool) -> None:
                 data[first + width - 1 - plane] = np.uint8(byte)
 
 
-def encode_planes(data: Bytes, width: int, row: int, *, rotated: bool, only_highest: bool = False) -> bytes:
+def encode_planes(
+    data: Bytes, width: int, row: int, *, rotated: bool, only_highest: bool = False, highest: bytes | None = None
+) -> bytes:
     """Return numbers of `width` bytes as streams.
 
     Args:
@@ -64,10 +66,11 @@ def encode_planes(data: Bytes, width: int, row: int, *, rotated: bool, only_high
         row: Numbers in a row if columns tell something, otherwise 0.
         rotated: Whether the numbers are floats.
         only_highest: Whether the other bytes are left out, for a look at what the highest take.
+        highest: What that gave for all of the numbers.
     """
     planes = np.empty((width, len(data) // width), dtype=np.uint8)
     _apart(data, planes, rotated)
-    found = bytearray(encode_stream(planes[0], 8, row))
+    found = bytearray(encode_stream(planes[0], 8, row) if highest is None else highest)
     if only_highest:
         return bytes(found)
     for group in _groups(planes[0]):

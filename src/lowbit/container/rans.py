@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.container.compiling import compiled
-from lowbit.container.cursor import Cursor, Damage
 from lowbit.container.table_model import (
     CONTEXT_OF,
     CONTEXTS,
@@ -20,7 +19,6 @@ from lowbit.container.table_model import (
     moved,
     prepare,
 )
-from lowbit.container.wire import varint
 
 __all__ = ["decode_tables", "encode_tables"]
 
@@ -39,74 +37,32 @@ _COLUMN = 2
 """A running mean takes over this negative power of two of what is new."""
 
 
-class _Model:
-    """The arrays of `table_model`, and where it is: the mean, the column, and for each column its mean."""
-
-    def __init__(self, alphabet: Bytes, bits: int, centre: int, row: int, *, decoding: bool) -> None:
-        self.alphabet = alphabet.astype(np.int64)
-        self.sizes = magnitudes(bits, centre)
-        self.counts = np.zeros(CONTEXTS * 256, dtype=np.int32)
-        self.shared = np.zeros(256, dtype=np.int64)
-        self.supposed = np.zeros(CONTEXTS * 256, dtype=np.int32)
-        self.table = np.zeros(CONTEXTS * 256, dtype=np.int32)
-        self.slots = np.empty(CONTEXTS << PROBABILITY_BITS if decoding else 0, dtype=np.uint8)
-        self.pace = np.zeros(2 * CONTEXTS, dtype=np.int64)
-        self.columns = np.zeros(row, dtype=np.int32)
-        self.place = np.zeros(2, dtype=np.int64)
-
-    @property
-    def arrays(self) -> tuple[NDArray[np.generic], ...]:
-        """What the loops take."""
-        return (
-            self.alphabet,
-            self.sizes,
-            self.supposed,
-            self.counts,
-            self.shared,
-            self.pace,
-            self.table,
-            self.slots,
-            self.columns,
-            self.place,
-        )
+@compiled
+def _write(found: Bytes, position: int, value: int, count: int) -> int:
+    """Write a number of `count` bytes, the lowest first; return where the next byte is."""
+    for byte in range(count):
+        found[position + byte] = np.uint8((value >> (8 * byte)) & 255)
+    return position + count
 
 
 @compiled
-def _intervals(
-    data: Bytes,
-    found: Words,
-    alphabet: Ints,
-    sizes: Ints,
-    supposed: Words,
-    counts: Words,
-    shared: Ints,
-    pace: Ints,
-    table: Words,
-    slots: Bytes,
-    columns: Words,
-    place: Ints,
-) -> None:
-    """Find the interval of each byte: its start, times 65536, plus its size."""
-    near = place[0]
-    column = place[1]
-    for number in range(len(data)):
-        mean = near >> 2
-        if len(columns) > 0:
-            mean = (near + np.int64(columns[column])) >> 3
-        context = np.int64(CONTEXT_OF[min(mean, 1024)])
-        if pace[2 * context] == 0:
-            prepare(context, alphabet, sizes, supposed, counts, shared, pace, table, slots)
-        byte = np.int64(data[number])
-        found[number] = table[context * 256 + byte]
-        counts[context * 256 + byte] += 1
-        shared[byte] += 1
-        pace[2 * context] -= 1
-        near = moved(near, sizes[byte], _NEAR)
-        if len(columns) > 0:
-            columns[column] = moved(np.int64(columns[column]), sizes[byte], _COLUMN)
-            column = column + 1 if column + 1 < len(columns) else 0
-    place[0] = near
-    place[1] = column
+def _read(packed: Bytes, position: int, count: int) -> int:
+    """Return a number of `count` bytes, the lowest first."""
+    value = np.int64(0)
+    for byte in range(count):
+        value |= np.int64(packed[position + byte]) << (8 * byte)
+    return value
+
+
+@compiled
+def _write_varint(found: Bytes, position: int, value: int) -> int:
+    """Write seven bits a byte, the lowest first; return where the next byte is."""
+    while value > 127:
+        found[position] = np.uint8(value & 127 | 128)
+        value >>= 7
+        position += 1
+    found[position] = np.uint8(value)
+    return position + 1
 
 
 @compiled
@@ -128,97 +84,121 @@ def _push(intervals: Words, states: Ints, words: NDArray[np.uint32]) -> int:
 
 
 @compiled
-def _pop(
-    data: Bytes,
-    states: Ints,
-    words: NDArray[np.uint32],
-    alphabet: Ints,
-    sizes: Ints,
-    supposed: Words,
-    counts: Words,
-    shared: Ints,
-    pace: Ints,
-    table: Words,
-    slots: Bytes,
-    columns: Words,
-    place: Ints,
-) -> int:
-    """Fill in `data`; return how many words that took, which may be more than there are."""
-    near = place[0]
-    column = place[1]
-    position = 0
-    lanes = len(states)
-    for number in range(len(data)):
-        mean = near >> 2
-        if len(columns) > 0:
-            mean = (near + np.int64(columns[column])) >> 3
-        context = np.int64(CONTEXT_OF[min(mean, 1024)])
-        if pace[2 * context] == 0:
-            prepare(context, alphabet, sizes, supposed, counts, shared, pace, table, slots)
-        state = states[number & (lanes - 1)]
-        spot = state & (FULL - 1)
-        byte = np.int64(slots[(context << PROBABILITY_BITS) + spot])
-        interval = np.int64(table[context * 256 + byte])
-        state = (interval & 0xFFFF) * (state >> PROBABILITY_BITS) + spot - (interval >> 16)
-        if state < _LOWEST:
-            state = (state << 32) | (np.int64(words[position]) if position < len(words) else 0)
-            position += 1
-        states[number & (lanes - 1)] = state
-        data[number] = byte
-        counts[context * 256 + byte] += 1
-        shared[byte] += 1
-        pace[2 * context] -= 1
-        near = moved(near, sizes[byte], _NEAR)
-        if len(columns) > 0:
-            columns[column] = moved(np.int64(columns[column]), sizes[byte], _COLUMN)
-            column = column + 1 if column + 1 < len(columns) else 0
-    place[0] = near
-    place[1] = column
-    return position
-
-
-def encode_tables(data: Bytes, alphabet: Bytes, bits: int, centre: int, row: int) -> bytes:
+def encode_tables(data: Bytes, alphabet: Bytes, bits: int, centre: int, row: int) -> Bytes:
     """Return the blocks of some bytes.
 
     Args:
         data: `[length]`.
-        alphabet: At least two bytes: those that occur, ascending.
+        alphabet: At least two bytes, ascending, among them all that occur.
         bits: Of the codes in a byte: 2, 4 or 8.
         centre: The most frequent of these codes.
         row: Bytes in a row, 0 if columns tell nothing.
     """
-    model = _Model(alphabet, bits, centre, min(row, len(data)), decoding=False)
+    letters = alphabet.astype(np.int64)
+    sizes = magnitudes(bits, centre)
+    counts = np.zeros(CONTEXTS * 256, dtype=np.int32)
+    shared = np.zeros(256, dtype=np.int64)
+    supposed = np.zeros(CONTEXTS * 256, dtype=np.int32)
+    table = np.zeros(CONTEXTS * 256, dtype=np.int32)
+    slots = np.zeros(0, dtype=np.uint8)
+    pace = np.zeros(2 * CONTEXTS, dtype=np.int64)
+    columns = np.zeros(min(row, len(data)), dtype=np.int32)
+    near = np.int64(0)
+    column = 0
+    lanes = 4 if len(data) >= _FEW else 1
     intervals = np.empty(min(_BLOCK, len(data)), dtype=np.int32)
     words = np.empty(len(intervals), dtype=np.uint32)
-    found = bytearray()
-    for start in range(0, len(data), _BLOCK):
-        block = data[start : start + _BLOCK]
-        _intervals(block, intervals, *model.arrays)
-        states = np.full(_lanes(len(data)), _LOWEST, dtype=np.int64)
-        position = _push(intervals[: len(block)], states, words)
-        found += varint(len(words) - position)
-        found += states.astype("<u8").tobytes() + words[position:].astype("<u4").tobytes()
-    return bytes(found)
+    found = np.empty(2 * len(data) + (len(data) // _BLOCK + 1) * 48, dtype=np.uint8)
+    position = 0
+    for first in range(0, len(data), _BLOCK):
+        length = min(len(data) - first, _BLOCK)
+        for number in range(length):
+            mean = near >> 2
+            if len(columns) > 0:
+                mean = (near + np.int64(columns[column])) >> 3
+            context = np.int64(CONTEXT_OF[min(mean, 1024)])
+            if pace[2 * context] == 0:
+                prepare(context, letters, sizes, supposed, counts, shared, pace, table, slots)
+            byte = np.int64(data[first + number])
+            intervals[number] = table[context * 256 + byte]
+            counts[context * 256 + byte] += 1
+            shared[byte] += 1
+            pace[2 * context] -= 1
+            near = moved(near, sizes[byte], _NEAR)
+            if len(columns) > 0:
+                columns[column] = moved(np.int64(columns[column]), sizes[byte], _COLUMN)
+                column = column + 1 if column + 1 < len(columns) else 0
+        states = np.full(lanes, _LOWEST, dtype=np.int64)
+        start = _push(intervals[:length], states, words)
+        position = _write_varint(found, position, len(words) - start)
+        for lane in range(lanes):
+            position = _write(found, position, states[lane], 8)
+        for number in range(start, len(words)):
+            position = _write(found, position, np.int64(words[number]), 4)
+    return found[:position]
 
 
-def decode_tables(cursor: Cursor, length: int, alphabet: Bytes, bits: int, centre: int, row: int) -> Bytes:
-    """Return the bytes of which `encode_tables` made blocks.
-
-    Raises:
-        Damage: They are none.
-    """
-    model = _Model(alphabet, bits, centre, min(row, length), decoding=True)
-    data = np.empty(length, dtype=np.uint8)
-    for start in range(0, length, _BLOCK):
-        count = cursor.varint()
-        lanes = _lanes(length)
-        states = np.frombuffer(cursor.take(8 * lanes), dtype="<u8").astype(np.int64) & ((1 << 63) - 1)
-        words = np.frombuffer(cursor.take(4 * count), dtype="<u4").astype(np.uint32)
-        used = _pop(data[start : start + _BLOCK], states, words, *model.arrays)
-        if used != count or (states != _LOWEST).any():
-            raise Damage("its numbers do not end where they should")
-    return data
-
-
-def _lanes(length: int) -> int:
-    return 4 if length >= _FEW else 1
+@compiled
+def decode_tables(packed: Bytes, data: Bytes, alphabet: Bytes, bits: int, centre: int, row: int) -> int:
+    """Fill in `data`, which `encode_tables` was given; return how many bytes of `packed` that took, -1 if it is damaged."""
+    letters = alphabet.astype(np.int64)
+    sizes = magnitudes(bits, centre)
+    counts = np.zeros(CONTEXTS * 256, dtype=np.int32)
+    shared = np.zeros(256, dtype=np.int64)
+    supposed = np.zeros(CONTEXTS * 256, dtype=np.int32)
+    table = np.zeros(CONTEXTS * 256, dtype=np.int32)
+    slots = np.empty(CONTEXTS << PROBABILITY_BITS, dtype=np.uint8)
+    pace = np.zeros(2 * CONTEXTS, dtype=np.int64)
+    columns = np.zeros(min(row, len(data)), dtype=np.int32)
+    near = np.int64(0)
+    column = 0
+    lanes = 4 if len(data) >= _FEW else 1
+    states = np.zeros(lanes, dtype=np.int64)
+    position = np.int64(0)
+    for first in range(0, len(data), _BLOCK):
+        count = np.int64(0)
+        shift = 0
+        while position < len(packed) and shift < 28:
+            count |= np.int64(packed[position] & 127) << shift
+            shift += 7
+            position += 1
+            if packed[position - 1] < 128:
+                break
+        end = position + 8 * lanes + 4 * count
+        if end > len(packed):
+            return -1
+        for lane in range(lanes):
+            states[lane] = _read(packed, position + 8 * lane, 8) & ((1 << 63) - 1)
+        position += 8 * lanes
+        for number in range(min(len(data) - first, _BLOCK)):
+            mean = near >> 2
+            if len(columns) > 0:
+                mean = (near + np.int64(columns[column])) >> 3
+            context = np.int64(CONTEXT_OF[min(mean, 1024)])
+            if pace[2 * context] == 0:
+                prepare(context, letters, sizes, supposed, counts, shared, pace, table, slots)
+            state = states[number & (lanes - 1)]
+            spot = state & (FULL - 1)
+            byte = np.int64(slots[(context << PROBABILITY_BITS) + spot])
+            interval = np.int64(table[context * 256 + byte])
+            state = (interval & 0xFFFF) * (state >> PROBABILITY_BITS) + spot - (interval >> 16)
+            if state < _LOWEST:
+                if position == end:
+                    return -1
+                state = (state << 32) | _read(packed, position, 4)
+                position += 4
+            states[number & (lanes - 1)] = state
+            data[first + number] = byte
+            counts[context * 256 + byte] += 1
+            shared[byte] += 1
+            pace[2 * context] -= 1
+            near = moved(near, sizes[byte], _NEAR)
+            if len(columns) > 0:
+                columns[column] = moved(np.int64(columns[column]), sizes[byte], _COLUMN)
+                column = column + 1 if column + 1 < len(columns) else 0
+        if position != end:
+            return -1
+        for lane in range(lanes):
+            if states[lane] != _LOWEST:
+                return -1
+    return position

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lowbit.container.compiling import compiled
 
-__all__ = ["CONTEXTS", "CONTEXT_OF", "FULL", "PROBABILITY_BITS", "magnitudes", "moved", "prepare"]
+__all__ = ["CONTEXTS", "CONTEXT_OF", "FALLING", "FULL", "PROBABILITY_BITS", "magnitudes", "moved", "prepare"]
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -32,6 +32,23 @@ _COUNTED = 8
 """Weight, in bytes, of a supposition that all bytes are equally likely, in what all contexts have counted."""
 _FINE = 8
 """Fractional bits of a weight."""
+
+
+
+
+def _falling() -> Ints:
+    """Return how likely distances from the centre are in each context, `[16, 129]`, up to a factor."""
+    found = np.zeros((CONTEXTS, 129), dtype=np.int64)
+    found[:, 0] = 1 << 24
+    for context in range(CONTEXTS):
+        step = context + 5
+        mean = 2 if context == 0 else ((5 + 2 * (step & 1)) << (step >> 1)) >> 2
+        for size in range(128):
+            found[context, size + 1] = found[context, size] * mean // (mean + 16)
+    return found
+
+
+FALLING = _falling()
 
 
 @compiled
@@ -61,17 +78,12 @@ def moved(mean: int, size: int, shift: int) -> int:
 @compiled
 def _suppose(context: int, alphabet: Ints, sizes: Ints, supposed: Words) -> None:
     """Fill in the weights of the bytes in a context before anything is counted; their sum is at most `_SUPPOSED`."""
-    step = context + 5
-    mean = 2 if context == 0 else ((5 + 2 * (step & 1)) << (step >> 1)) >> 2
-    falling = np.zeros(129, dtype=np.int64)
-    falling[0] = 1 << 24
-    for size in range(128):
-        falling[size + 1] = falling[size] * mean // (mean + 16)
     total = np.int64(1)
     for byte in alphabet:
-        total += falling[sizes[byte]]
+        total += FALLING[context, sizes[byte]]
+    share = (np.int64(_SUPPOSED << _FINE) << 32) // total
     for byte in alphabet:
-        supposed[context * 256 + byte] = falling[sizes[byte]] * (_SUPPOSED << _FINE) // total
+        supposed[context * 256 + byte] = (FALLING[context, sizes[byte]] * share) >> 32
 
 
 @compiled
