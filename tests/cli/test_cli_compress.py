@@ -7,20 +7,8 @@ import pytest
 
 
 def test_a_model_becomes_small_and_comes_back(folder, lowbit):
-    done = lowbit(
-        "compress",
-        "net.onnx",
-        "--data",
-        "data.npz",
-        "--prune",
-        "0.7",
-        "--epochs",
-        "1",
-        "--batch",
-        "8",
-        "--onnx",
-        "s.onnx",
-    )
+    learning = ("--epochs", "1", "--batch", "8")
+    done = lowbit("compress", "net.onnx", "--data", "data.npz", "--prune", "0.7", *learning, "--onnx", "s.onnx")
     assert (done.status, done.err) == (0, "")
     assert [line.split()[0] for line in done.out.splitlines() if "×" in line] == ["float", "prune", "quantize", "code"]
     assert 10 * (folder / "net.lbz").stat().st_size < (folder / "net.onnx").stat().st_size
@@ -48,15 +36,8 @@ def test_a_recipe_says_all(folder, lowbit):
 )
 def test_wrong_wishes_leave_nothing(folder, lowbit, arguments, said):
     (folder / "chain.yaml").write_text("steps: [code]\n", encoding="utf-8")
-    done = lowbit(
-        "compress",
-        "net.onnx",
-        "--data",
-        "data.npz",
-        "--epochs" if "--recipe" not in arguments else "--quiet",
-        *(["1"] if "--recipe" not in arguments else []),
-        *arguments,
-    )
+    learning = () if "--recipe" in arguments else ("--epochs", "1")
+    done = lowbit("compress", "net.onnx", "--data", "data.npz", *learning, *arguments)
     assert done.status == 2
     assert said in done.err
     assert not (folder / "net.lbz").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -15,6 +15,9 @@ import lowbit
 from lowbit.exceptions import DataError, OutputError, RecipeError
 from lowbit.plan.compression import Code, CompressionRecipe, Prune, Quantize, Share
 from lowbit.runtime.session import open_session
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STEPS = [{"prune": {"amount": 0.8, "epochs": 2}}, {"share": {"entries": 8}}, {"quantize": {"epochs": 1}}, "code"]
 
