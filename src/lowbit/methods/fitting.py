@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lowbit.exceptions import DataError
 from lowbit.graph import digest
+from lowbit.methods.apply import apply_plan
 from lowbit.methods.calibrate import Calibration, Watch, calibrate
 from lowbit.methods.checkpoint import Checkpoint, learning_folder
 from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.decide import Decision, make_plan, watch_list
+from lowbit.methods.output_error import OutputError
 from lowbit.methods.output_ranges import output_ranges
 from lowbit.methods.quantized_inputs import rounded_for_quantized_inputs
 from lowbit.methods.reestimate import reestimated_plan
@@ -22,7 +25,17 @@ if TYPE_CHECKING:
     from lowbit.methods.work import Work
     from lowbit.plan.plan import Plan
 
-__all__ = ["calibrated", "with_compensation", "with_learned", "with_quantized_inputs", "with_reestimated"]
+__all__ = [
+    "calibrated",
+    "with_better_start",
+    "with_compensation",
+    "with_learned",
+    "with_quantized_inputs",
+    "with_reestimated",
+]
+
+# Which calibration samples say what learning starts from, and how many of them at most.
+_EVERY, _JUDGES = 4, 32
 
 
 def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Calibration | None:
@@ -90,8 +103,32 @@ def _with_output_ranges(work: Work, decision: Decision, found: Calibration) -> C
     return dataclasses.replace(found, ranges=ranges)
 
 
-def with_learned(work: Work, plan: Plan) -> Plan:
-    """Learn what restores the float outputs; the plan then holds it."""
+def with_better_start(work: Work, plan: Plan) -> Plan:
+    """Return what learning starts from at few bits: the plan, or the same rounded for quantized inputs if that errs less.
+
+    Both are built and run on every fourth calibration sample, which neither rounding is judged by alone.
+    """
+    static = any(entry.execution == "static" and entry.weights is not None for entry in plan.sites)
+    few = first_rounding(work.recipe, work.target) == "gptq"
+    if not (work.recipe.rounding == "learned" and static and few and work.recipe.rounding_inputs == "float"):
+        return plan
+    data = work.calibration_data
+    if data is None or not tells(data) or data.count() < _EVERY:
+        return plan
+    other = with_quantized_inputs(work, plan)
+    judge = OutputError(work.model, list(islice(data, 0, None, _EVERY))[:_JUDGES])
+    errors = [judge.of(apply_plan(work.model, each).model) for each in (plan, other)]
+    return other if errors[1] < errors[0] else plan
+
+
+def with_learned(work: Work, plan: Plan, seconds: float | None = None) -> Plan:
+    """Learn what restores the float outputs; the plan then holds it.
+
+    Args:
+        work: What stays the same.
+        plan: The plan to start from.
+        seconds: How long it may take.
+    """
     if work.calibration_data is None or not tells(work.calibration_data):
         missing = "nothing was learned: random numbers, or none, do not say what the model's tensors hold; give --data"
         return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
@@ -106,7 +143,7 @@ def with_learned(work: Work, plan: Plan) -> Plan:
             work.target,
             work.calibration_data,
             kind=kind,
-            seconds=work.recipe.time,
+            seconds=seconds,
             seed=work.recipe.seed,
             checkpoint=learning_folder(work.checkpoint) if work.checkpoint is not None else None,
             advance=advance,
