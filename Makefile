@@ -29,9 +29,9 @@ bench: $(READY)
 TENSORFLOW := $(HOME)/.cache/lowbit-bench/tensorflow
 tensorflow: $(TENSORFLOW)/ready
 
-$(TENSORFLOW)/ready:
+$(TENSORFLOW)/ready: tensorflow.txt
 	$(PYTHON) -m venv $(TENSORFLOW)
-	$(TENSORFLOW)/bin/python -m pip install tensorflow-cpu==2.21.0 tf2onnx==1.17.0
+	$(TENSORFLOW)/bin/python -m pip install --requirement tensorflow.txt
 	touch $@
 
 clean:

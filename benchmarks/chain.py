@@ -13,11 +13,9 @@ import json
 import shutil
 import statistics
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from benchmarks.training.augmented import AugmentedLoader
 from benchmarks.training.datasets import load_pictures
@@ -26,6 +24,7 @@ from benchmarks.zoo import DEFAULT_CACHE
 
 if TYPE_CHECKING:
     from benchmarks.training.datasets import Pictures
+    from lowbit.plan.recipe import Rule
 
 __all__ = ["CHAINS", "Chain", "run_chain"]
 
@@ -44,6 +43,7 @@ class Chain:
         epochs: Epochs of learning with codes, with zeros and shared values kept.
         rate: Learning rate of pruning, in units of every tensor's own size; a fifth of it with codes.
         labels: Weight of the labels beside the teacher in the loss.
+        edges: Whether first and last layers keep 8 bits.
     """
 
     amount: float
@@ -51,16 +51,17 @@ class Chain:
     entries: int = 0
     weights: str = "int4:per-tensor"
     activations: str = "uint8"
-    rules: tuple[dict[str, str], ...] = field(default_factory=tuple)
+    rules: tuple[Rule, ...] = ()
     epochs: int = 10
     rate: float = 3e-2
     labels: float = 0.3
+    edges: bool = False
 
 
 CHAINS: dict[str, Chain] = {
     "lenet-300-100": Chain(amount=0.94, pruning_epochs=80, epochs=20),
     "lenet5": Chain(amount=0.97, pruning_epochs=40, epochs=10),
-    "resnet20": Chain(amount=0.7, pruning_epochs=12, epochs=6, rate=2e-2),
+    "resnet20": Chain(amount=0.78, pruning_epochs=9, epochs=5, rate=2e-2, edges=True),
     "xray": Chain(amount=0.9, pruning_epochs=20, epochs=10),
 }
 
@@ -68,7 +69,7 @@ CHAINS: dict[str, Chain] = {
 def run_chain(name: str, chain: Chain, out: Path, *, seed: int, cache: Path) -> dict[str, Any]:
     """Run a chain and return its account; files are left in `out`."""
     import lowbit
-    from lowbit.methods.qat import Distillation
+    from lowbit.plan.compression import Code, CompressionRecipe, Prune, Quantize, Share
 
     pace = PACES[name]
     pictures = load_pictures(pace.dataset, cache=cache)
@@ -76,63 +77,35 @@ def run_chain(name: str, chain: Chain, out: Path, *, seed: int, cache: Path) -> 
     source = out / "float.onnx"
     shutil.copyfile(float_network(name, seed=seed, cache=cache), source)
     data = AugmentedLoader(pictures.normalized(pictures.train), pictures.train_labels, pace)
-    teacher = Distillation(teacher=source, weight=1.0 - chain.labels, temperature=4.0)
-    common: dict[str, Any] = {"distillation": teacher, "seed": seed, "measure_seconds": 0.0}
+    steps: list[Any] = [Prune(amount=chain.amount, epochs=chain.pruning_epochs)]
+    if chain.entries:
+        steps.append(Share(entries=chain.entries, grid="int8"))
+    formats: dict[str, Any] = {"weights": chain.weights, "activations": chain.activations, "rules": chain.rules}
+    steps.append(Quantize(**formats, edges=chain.edges, epochs=chain.epochs))
+    recipe = CompressionRecipe(
+        steps=(*steps, Code(smallest=True)), labels=chain.labels, rate=chain.rate, temperature=4.0, seed=seed
+    )
     started = time.perf_counter()
-    steps: dict[str, Any] = {}
-    pruned = lowbit.qat(
+    result = lowbit.compress(
         source,
         data,
-        quantized=False,
-        masks=lowbit.GradualPruning(amount=chain.amount),
-        epochs=chain.pruning_epochs,
-        lr=chain.rate,
-        **common,
+        recipe=recipe,
+        samples=list(_samples(pictures)),
+        measure=lambda path: accuracy(path, pace.dataset, cache=cache),
     )
-    current = out / "pruned.onnx"
-    pruned.result.save(current)
-    steps["pruned"] = _step(current, pace.dataset, cache)
-    options: dict[str, Any] = {}
-    if chain.entries:
-        shared = lowbit.share(current, chain.entries, data=list(_samples(pictures)), grid="int8", seed=seed)
-        current = out / "shared.onnx"
-        shared.save(current)
-        steps["shared"] = _step(current, pace.dataset, cache)
-        options["keep_clusters"] = True
-    trained = lowbit.qat(
-        current,
-        data,
-        keep_zeros=True,
-        weights=chain.weights,
-        activations=chain.activations,
-        rules=[dict(rule) for rule in chain.rules],
-        edges=False,
-        epochs=chain.epochs,
-        lr=chain.rate / 5,
-        **options,
-        **common,
-    )
-    model = out / "model.onnx"
-    trained.result.save(model)
-    packing = lowbit.pack(model, out / "model.lbz", smallest=True)
-    back = out / "unpacked.onnx"
-    lowbit.unpack(out / "model.lbz", back)
-    if back.read_bytes() != model.read_bytes():
-        raise RuntimeError(f"{out / 'model.lbz'} does not unpack to {model}")
-    back.unlink()
-    steps["quantized"] = _step(model, pace.dataset, cache)
-    float_bytes, packed = source.stat().st_size, packing.packed
+    result.save(out / "model.onnx")
+    packed = result.save(out / "model.lbz").stat().st_size
+    float_bytes = source.stat().st_size
     found = {
         "network": name,
         "seed": seed,
         "chain": asdict(chain),
-        "float_accuracy": accuracy(source, pace.dataset, cache=cache),
-        "accuracy": steps["quantized"]["accuracy"],
+        "float_accuracy": result.steps[0].score,
+        "accuracy": result.steps[-1].score,
         "float_bytes": float_bytes,
         "bytes": packed,
-        "structure_bytes": packing.structure,
         "ratio": float_bytes / packed,
-        "steps": steps,
+        "steps": [asdict(step) for step in result.steps],
         "seconds": time.perf_counter() - started,
         "dataset": pictures.name,
         "normalization": {"scale": 1 / 255, "mean": pictures.mean, "std": pictures.std},
@@ -147,21 +120,6 @@ def run_chain(name: str, chain: Chain, out: Path, *, seed: int, cache: Path) -> 
 
 def _samples(pictures: Pictures) -> Any:
     return ({"x": sample[None]} for sample in pictures.normalized(pictures.train[:128]))
-
-
-def _step(path: Path, dataset: str, cache: Path) -> dict[str, Any]:
-    import onnx
-    from onnx import numpy_helper
-
-    arrays = [numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer]
-    weights = [array for array in arrays if array.ndim > 1 and array.size > 1]
-    total = sum(array.size for array in weights)
-    return {
-        "accuracy": accuracy(path, dataset, cache=cache),
-        "bytes": path.stat().st_size,
-        "zeros": sum(int(np.count_nonzero(array == 0)) for array in weights) / max(total, 1),
-        "distinct": max((len(np.unique(array)) for array in weights), default=0),
-    }
 
 
 def main() -> None:

@@ -69,8 +69,8 @@ def main() -> None:
     for recipe in _RECIPES:
         made = lowbit.quantize(net, data, test_data=data[:2], measure_seconds=0.0, **recipe).model.clone()
         made.metadata_props.clear()
-        found += split(serialize(made))[0]
-    found += split(net.SerializeToString())[0]
+        found += split(serialize(made)).structure
+    found += split(net.SerializeToString()).structure
     out.write_bytes(found)
 
 

@@ -20,18 +20,22 @@ if TYPE_CHECKING:
     from lowbit.methods.channel_pruning import ChannelPruning
     from lowbit.methods.check import check
     from lowbit.methods.compare import compare
+    from lowbit.methods.compress import compress
+    from lowbit.methods.compression import Compression
     from lowbit.methods.diagnose import Diagnosis, diagnose
     from lowbit.methods.export import Exported, export
     from lowbit.methods.finalize import finalize
     from lowbit.methods.inspect import inspect
     from lowbit.methods.pack import pack, unpack
     from lowbit.methods.prune import Pruning, prune
+    from lowbit.methods.prune_branches import prune_branches
     from lowbit.methods.prune_channels import prune_channels
     from lowbit.methods.qat import Distillation, Training, distill, qat
     from lowbit.methods.quantize import quantize
     from lowbit.methods.result import Result
     from lowbit.methods.share import Shared, share
     from lowbit.methods.trainable import trainable
+    from lowbit.plan.compression import CompressionRecipe
     from lowbit.plan.plan import Plan
     from lowbit.plan.recipe import Recipe, Rule
     from lowbit.training.gradual import GradualPruning
@@ -40,6 +44,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ChannelPruning",
+    "Compression",
+    "CompressionRecipe",
     "Diagnosis",
     "Distillation",
     "Exported",
@@ -56,6 +62,7 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "compress",
     "diagnose",
     "distill",
     "export",
@@ -64,6 +71,7 @@ __all__ = [
     "inspect",
     "pack",
     "prune",
+    "prune_branches",
     "prune_channels",
     "qat",
     "quantize",
@@ -74,6 +82,8 @@ __all__ = [
 
 _HOMES = {
     "ChannelPruning": "lowbit.methods.channel_pruning",
+    "Compression": "lowbit.methods.compression",
+    "CompressionRecipe": "lowbit.plan.compression",
     "Diagnosis": "lowbit.methods.diagnose",
     "Distillation": "lowbit.methods.qat",
     "GradualPruning": "lowbit.training.gradual",
@@ -88,6 +98,7 @@ _HOMES = {
     "Training": "lowbit.methods.qat",
     "check": "lowbit.methods.check",
     "compare": "lowbit.methods.compare",
+    "compress": "lowbit.methods.compress",
     "diagnose": "lowbit.methods.diagnose",
     "distill": "lowbit.methods.qat",
     "finalize": "lowbit.methods.finalize",
@@ -96,6 +107,7 @@ _HOMES = {
     "inspect": "lowbit.methods.inspect",
     "pack": "lowbit.methods.pack",
     "prune": "lowbit.methods.prune",
+    "prune_branches": "lowbit.methods.prune_branches",
     "prune_channels": "lowbit.methods.prune_channels",
     "qat": "lowbit.methods.qat",
     "quantize": "lowbit.methods.quantize",

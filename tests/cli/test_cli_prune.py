@@ -27,12 +27,23 @@ def test_channels_are_removed(folder, lowbit):
     assert weights("narrow.onnx")["w3"].shape == (10, 8)
 
 
+def test_a_residual_branch_goes(folder, lowbit):
+    done = lowbit("prune", "net.onnx", "--branches", "1", "--data", "data.npz", "-o", "short.onnx")
+    assert (done.status, done.err) == (0, "")
+    assert "multiplications" in done.out
+    assert len(onnx.load("short.onnx").graph.node) < len(onnx.load("net.onnx").graph.node)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--round-to", "4"], "--round-to needs --channels"),
         (["--no-compensation"], "--no-compensation needs --channels"),
         (["--channels", "--pattern", "2:4"], "--pattern does not go with --channels"),
+        (["--channels", "--branches", "1"], "--branches does not go with --channels"),
+        (["--branches", "1", "--amount", "0.5"], "--amount does not go with --branches"),
+        (["--branches", "1"], "no data were given"),
+        (["--branches", "2", "--data", "data.npz"], "2 branches cannot go"),
     ],
 )
 def test_options_of_the_other_kind(folder, lowbit, arguments, said):

@@ -49,12 +49,39 @@ def classifier(path: Path) -> None:
     onnx.save(model, path)
 
 
+def residual(path: Path) -> None:
+    """Write a small residual network: `images` [N, 3, 16, 16] to `scores` [N, 4]."""
+    import onnx
+    from onnx import numpy_helper, parser
+
+    model = parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 13]>
+        residual (float[N, 3, {SIZE}, {SIZE}] images) => (float[N, 4] scores) {{
+            stem = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (images, stem_weight)
+            one = Conv <pads = [1, 1, 1, 1]> (stem, one_weight)
+            first = Add (stem, one)
+            two = Conv <pads = [1, 1, 1, 1]> (first, two_weight)
+            second = Add (first, two)
+            pooled = GlobalAveragePool (second)
+            flat = Flatten (pooled)
+            scores = Gemm <transB = 1> (flat, head_weight)
+        }}
+    """)
+    rng = np.random.default_rng(0)
+    shapes = {"stem_weight": (16, 3, 3, 3), "one_weight": (16, 16, 3, 3), "two_weight": (16, 16, 3, 3)}
+    for name, shape in (*shapes.items(), ("head_weight", (4, 16))):
+        weight = rng.normal(0.0, (1.0 / np.prod(shape[1:])) ** 0.5, size=shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weight, name))
+    onnx.save(model, path)
+
+
 @pytest.fixture
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the working directory in which the documentation's code runs."""
     from PIL import Image
 
     classifier(tmp_path / "model.onnx")
+    residual(tmp_path / "residual.onnx")
     rng = np.random.default_rng(1)
     for name, count in (("calib", 40), ("test", 12)):
         images = rng.normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)

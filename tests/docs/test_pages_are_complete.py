@@ -14,6 +14,7 @@ import lowbit
 from lowbit import Preprocessing, Recipe
 from lowbit.data.pictures import PICTURE_SUFFIXES
 from lowbit.exceptions import FormatError
+from lowbit.exporters import FORMATS
 from lowbit.formats import ELEMENTS, minimum_opset, parse_format
 from lowbit.plan.diagnosis import CauseKind
 from lowbit.plan.plan import EXECUTIONS, SitePlan
@@ -85,6 +86,12 @@ def test_recipe_defaults() -> None:
             assert default == "none"
         else:
             assert default == str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def test_export_formats() -> None:
+    table = rows(page("export.md"))
+    for name, format_ in FORMATS.items():
+        assert table[name][0] == ", ".join(f"`{suffix}`" for suffix in format_.suffixes)
 
 
 def test_preprocessing_keys() -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lowbit.importing.tensorflow_models import PYTHON_VARIABLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -58,3 +60,28 @@ def test_medical_imaging(table: Table) -> None:
     assert area["int8"] == pytest.approx(area["float"], abs=0.01)
     assert area["pruned.int4"] > area["float"] - 0.03
     assert number(rows["float"][4]) > 20 * number(rows["pruned.int4"][5])
+
+
+@pytest.mark.slow
+def test_from_keras_to_litert(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = Path(os.environ.get(PYTHON_VARIABLE, Path("~/.cache/lowbit-bench/tensorflow/bin/python").expanduser()))
+    if not python.exists():
+        pytest.skip(f"no interpreter with TensorFlow: `make tensorflow`, or name one in {PYTHON_VARIABLE}")
+    monkeypatch.setenv(PYTHON_VARIABLE, str(python))
+    rows = table("keras_to_litert", "models/resnet8_cifar10.h5", "cifar10-jpeg.zip")
+    top1 = {name: number(row[0]) for name, row in rows.items() if name not in ("model", "---")}
+    assert rows["ONNX, float"][:2] == [rows["Keras"][0], "100.00 %"]
+    assert top1["LiteRT, int8"] > top1["Keras"] - 1.5
+    assert number(rows["LiteRT, int8"][1]) > 96
+    assert number(rows["LiteRT, int8"][2]) < 0.3 * number(rows["ONNX, float"][2])
+
+
+@pytest.mark.slow
+def test_from_pytorch_to_two_engines(table: Table) -> None:
+    pytest.importorskip("openvino", reason="the extra lowbit[openvino] is not installed")
+    rows = table("pytorch_to_two_engines", "mnist10k.npz")
+    assert rows["ONNX, float"][:2] == [rows["PyTorch, float"][0], "100.00 %"]
+    for engine in ("ONNX Runtime", "OpenVINO"):
+        assert number(rows[f"{engine}, int8"][1]) > 99.5
+        assert number(rows[f"{engine}, int8"][2]) > 30
+        assert number(rows[f"{engine}, int8"][3]) < 0.3 * number(rows["ONNX, float"][3])

@@ -1,4 +1,4 @@
-"""Small models, quantized for LiteRT."""
+"""Small models, quantized for export."""
 
 from __future__ import annotations
 
@@ -43,10 +43,39 @@ def samples(proto: onnx.ModelProto, count: int = 16, seed: int = 1) -> list[dict
     return found
 
 
-def quantized(proto: onnx.ModelProto) -> lowbit.Result:
-    return lowbit.quantize(proto, data=samples(proto), target="litert", measure_seconds=0)
+def quantized(proto: onnx.ModelProto, target: str = "litert", **recipe: Any) -> lowbit.Result:
+    return lowbit.quantize(proto, data=samples(proto), target=target, measure_seconds=0, **recipe)
 
 
 @pytest.fixture(autouse=True)
-def _engine() -> None:
-    pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed")
+def _engine(request: pytest.FixtureRequest) -> None:
+    if request.path.name.startswith("test_litert"):
+        pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed")
+
+
+@pytest.fixture(scope="session")
+def small() -> onnx.ModelProto:
+    """Return a residual network with a depthwise convolution and an open batch."""
+    return network(
+        """net (float[N, 3, 12, 12] x) => (float[N, 5] y) {
+            a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, stem, stem_bias)
+            b = Relu (a)
+            c = Conv <pads = [1, 1, 1, 1], group = 16> (b, depthwise, depthwise_bias)
+            d = Relu (c)
+            e = Conv (d, project, project_bias)
+            f = Add (b, e)
+            p = GlobalAveragePool (f)
+            q = Flatten (p)
+            y = Gemm <transB = 1> (q, head, head_bias)
+        }""",
+        {
+            "stem": (16, 3, 3, 3),
+            "stem_bias": (16,),
+            "depthwise": (16, 1, 3, 3),
+            "depthwise_bias": (16,),
+            "project": (16, 16, 1, 1),
+            "project_bias": (16,),
+            "head": (5, 16),
+            "head_bias": (5,),
+        },
+    )

@@ -204,7 +204,8 @@ def test_open_sizes_are_taken_from_data() -> None:
 
 
 def test_formats_are_found_by_suffix_or_name() -> None:
-    assert {find_format(f"a{suffix}").name for suffix in (".tflite", ".h")} == set(FORMATS)
+    for name, format_ in FORMATS.items():
+        assert {find_format(f"a{suffix}").name for suffix in format_.suffixes} == {name}
     assert find_format("model.bin", "litert").name == "litert"
     with pytest.raises(RecipeError, match="no format"):
         find_format("model.bin")

@@ -247,7 +247,7 @@ def artifact(name: str) -> lowbit.Result:
 @pytest.fixture(autouse=True)
 def _no_arena(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arena costs a process every time; the microcontroller's own test starts one."""
-    monkeypatch.setattr("lowbit.methods.export.micro_is_installed", lambda: False)
+    monkeypatch.setattr("lowbit.methods.export_litert.micro_is_installed", lambda: False)
 
 
 @pytest.mark.parametrize("name", CASES)

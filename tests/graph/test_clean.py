@@ -691,3 +691,57 @@ class TestOpset:
         assert count(result.model) == {"Relu": 1}
         assert "opset 11 kept" in notes(result)
         assert "no adapter for this" in notes(result)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "positions", "shapes"),
+    [
+        (np.array([1, 2, 4], np.int64), (0, 1, 2), (1, 2, 4)),
+        (np.array([3, 4], np.int64), (-1, 0), (4, 3)),  # counted from the end
+        (np.array(3, np.int64), (0, 2), (3, 1)),  # chunks: the last is shorter, one is not read
+        (np.array(7, np.int64), (0, 0), (7, 7)),  # the same part twice
+    ],
+)
+def test_parts_of_a_split_need_no_sequence(
+    sizes: np.ndarray, positions: tuple[int, ...], shapes: tuple[int, ...]
+) -> None:
+    body = "s = SplitToSequence <axis = -1> (x, sizes)\n" + "\n".join(
+        f"p{number} = SequenceAt (s, at{number}) y{number} = Relu (p{number})" for number in range(len(positions))
+    )
+    outputs = ", ".join(f"float[N, {size}] y{number}" for number, size in enumerate(shapes))
+    places = {f"at{number}": np.array(position, np.int64) for number, position in enumerate(positions)}
+    model = parse(f"net (float[N, 7] x) => ({outputs}) {{ {body} }}", sizes=sizes, **places)
+    result = cleaned(model, x=noise(2, 7))
+    assert Counter(node.op_type for node in result.model.graph) == Counter(["Split"] + ["Relu"] * len(positions))
+    assert any("through a sequence" in note for note in result.notes)
+
+
+def test_parts_of_a_split_that_the_graph_returns_keep_their_names() -> None:
+    model = parse(
+        "net (float[N, 4] x) => (float[N, 2] a, float[N, 2] b, float[N, 2] c) "
+        "{ s = SplitToSequence <axis = 1> (x, sizes) a = SequenceAt (s, zero) b = SequenceAt (s, one) "
+        "c = SequenceAt (s, one) }",
+        sizes=np.array([2, 2], np.int64),
+        zero=np.array(0, np.int64),
+        one=np.array(1, np.int64),
+    )
+    result = cleaned(model, x=noise(3, 4))
+    assert Counter(node.op_type for node in result.model.graph) == Counter(["Split", "Identity"])
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("s = SplitToSequence <axis = 0> (x, two) y = SequenceAt (s, one)", "parts of an open axis"),
+        ("s = SplitToSequence <axis = 1> (x, two) y = SequenceAt (s, i)", "a position that the run decides"),
+        ("s = SplitToSequence <axis = 1> (x, two) y = ConcatFromSequence <axis = 0> (s)", "the whole sequence"),
+    ],
+)
+def test_sequences_that_are_more_than_a_split_stay(body: str, reason: str) -> None:
+    model = parse(
+        f"net (float[N, 4] x, int64 i) => (float[M, K] y) {{ {body} }}",
+        two=np.array(2, np.int64),
+        one=np.array(1, np.int64),
+    )
+    result = cleaned(model, x=noise(4, 4), i=np.array(1, np.int64))
+    assert any(node.op_type == "SplitToSequence" for node in result.model.graph), reason

@@ -187,6 +187,87 @@ def test_bad_models_of_keras_and_tflite(tensorflow: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_keras_models_of_every_shape(tensorflow: Path, tmp_path: Path) -> None:
+    """A Sequential, inputs and outputs by name and by position, whole numbers, and a layer that Keras compiles."""
+    in_tensorflow(
+        tensorflow,
+        "import sys, numpy as np, keras; L = keras.layers; folder = sys.argv[1]\n"
+        "keras.utils.set_random_seed(0); r = np.random.default_rng(0)\n"
+        "a, b = keras.Input((4,), name='left'), keras.Input((3,), name='right')\n"
+        "ids = keras.Input((5,), dtype='int32', name='ids')\n"
+        "x = {'left': r.normal(size=(2, 4)).astype('f'), 'right': r.normal(size=(2, 3)).astype('f'),\n"
+        "     'picture': r.normal(size=(2, 6, 6, 4)).astype('f'),\n"
+        "     'ids': r.integers(0, 9, size=(2, 5)).astype('int32')}\n"
+        "models = {\n"
+        "    'sequential': keras.Sequential([a, L.Dense(3, activation='gelu'), L.BatchNormalization(), L.Dense(2)]),\n"
+        "    'named': keras.Model({'left': a, 'right': b},\n"
+        "                         {'sum': L.Dense(2)(L.Concatenate()([a, b])), 'twice': a + a}),\n"
+        "    'ordered': keras.Model([b, a], [L.Dense(2)(b), L.Dense(3)(a)]),\n"
+        "    'grouped': keras.Sequential([keras.Input((6, 6, 4), name='picture'), L.Conv2D(8, 3, groups=2)]),\n"
+        "    'tokens': keras.Sequential([ids, L.Embedding(9, 6), L.LSTM(4), L.Dense(2)]),\n"
+        "}\n"
+        "for name, model in models.items():\n"
+        "    model.save(f'{folder}/{name}.keras')\n"
+        "    if name == 'grouped': model.export(f'{folder}/saved', verbose=False)\n"
+        "    given = [x[t.name] for t in model.inputs]\n"
+        "    feed = {t.name: x[t.name] for t in model.inputs} if name == 'named' else given\n"
+        "    y = keras.tree.flatten(model(feed if len(given) > 1 else given[0]))\n"
+        "    np.savez(f'{folder}/{name}.npz', **{f'y{i}': np.array(one) for i, one in enumerate(y)})\n"
+        "np.savez(f'{folder}/x.npz', **x)",
+        tmp_path,
+    )
+    x = np.load(tmp_path / "x.npz")
+    for name, inputs in {
+        "sequential": ["left"],
+        "named": ["left", "right"],
+        "ordered": ["right", "left"],
+        "tokens": ["ids"],
+        "grouped": ["picture"],
+    }.items():
+        imported = import_model(tmp_path / f"{name}.keras", python=tensorflow)
+        assert [value.name for value in imported.model.graph.inputs] == inputs
+        assert {str(value.shape[0]) for value in imported.model.graph.inputs} == {"batch"}
+        session = open_session(serialize(imported.model), threads=1)
+        found = session.run({value: x[value] for value in session.inputs})
+        wanted = np.load(tmp_path / f"{name}.npz")
+        assert len(found) == len(wanted.files)
+        for index, array in enumerate(found):
+            np.testing.assert_allclose(array, wanted[f"y{index}"], atol=1e-5)
+    saved = import_model(tmp_path / "saved", python=tensorflow).model
+    np.testing.assert_allclose(run(saved, x["picture"]), np.load(tmp_path / "grouped.npz")["y0"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_operators_of_tflite_that_the_converter_does_not_know(tensorflow: Path, tmp_path: Path) -> None:
+    in_tensorflow(
+        tensorflow,
+        "import sys, numpy as np, tensorflow as tf; folder = sys.argv[1]\n"
+        "def save(name, function, shape, **settings):\n"
+        "    f = tf.function(function, input_signature=[tf.TensorSpec(shape, tf.float32)]).get_concrete_function()\n"
+        "    c = tf.lite.TFLiteConverter.from_concrete_functions([f])\n"
+        "    for key, value in settings.items(): setattr(c, key, value)\n"
+        "    sets = tf.lite.OpsSet\n"
+        "    if name == 'flex': c.target_spec.supported_ops = [sets.TFLITE_BUILTINS, sets.SELECT_TF_OPS]\n"
+        "    open(f'{folder}/{name}.tflite', 'wb').write(c.convert())\n"
+        "save('erf', lambda x: tf.nn.gelu(x, approximate=False), (4, 50))\n"
+        "save('tanh', lambda x: tf.nn.gelu(x, approximate=True), (4, 50))\n"
+        "save('custom', tf.linalg.det, (2, 3, 3), allow_custom_ops=True)\n"
+        "save('flex', tf.linalg.det, (2, 3, 3))\n"
+        "x = np.linspace(-6, 6, 200).astype('f').reshape(4, 50)\n"
+        "np.savez(f'{folder}/y.npz', x=x, erf=tf.nn.gelu(x, False), tanh=tf.nn.gelu(x, True))",
+        tmp_path,
+    )
+    arrays = np.load(tmp_path / "y.npz")
+    for name in ("erf", "tanh"):
+        found = run(import_model(tmp_path / f"{name}.tflite", python=tensorflow).model, arrays["x"])
+        np.testing.assert_allclose(found, arrays[name], atol=1e-6)
+    with pytest.raises(ModelError, match=r"custom op: MatrixDeterminant.*no meaning outside of their own runtime"):
+        import_model(tmp_path / "custom.tflite", python=tensorflow)
+    with pytest.raises(ModelError, match=r"Select TensorFlow op.*no meaning outside of their own runtime"):
+        import_model(tmp_path / "flex.tflite", python=tensorflow)
+
+
+@pytest.mark.slow
 def test_an_int8_tflite_file_keeps_its_codes(tensorflow: Path, tmp_path: Path) -> None:
     in_tensorflow(
         tensorflow,

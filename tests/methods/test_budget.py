@@ -210,6 +210,21 @@ def test_a_limit_out_of_reach_is_told() -> None:
     assert not {"static"} & set(decision.executions.values())
 
 
+def test_reasons_tell_noise_from_none() -> None:
+    found = setting()
+    fastest = decide(found.sites, found.recipe, TARGET, found.shapes).executions
+    budget = found.budget(min_sqnr=90.0)
+    measured_now = budget.sensitivities
+    silent = next(path for path, execution in fastest.items() if execution == "static")
+    # As where a Reshape between two others only moves codes.
+    budget._sensitivities = dataclasses.replace(measured_now, static={**measured_now.static, silent: 0.0})
+    reasons = budget.choose().reasons
+    assert reasons[silent].endswith("in integers, alone, it adds no noise at the output")
+    others = [path for path, execution in fastest.items() if execution == "static" and path != silent]
+    assert any("alone, it leaves" in reasons[path] for path in others)
+    assert not any("200.0 dB" in reason for reason in reasons.values())
+
+
 def test_a_limited_loss_counts_from_the_stored_weights() -> None:
     budget = setting().budget(max_sqnr_loss=3.0)
     assert decibel(budget.limit) == pytest.approx(decibel(budget.weights_noise) - 3.0)

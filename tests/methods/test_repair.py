@@ -62,6 +62,7 @@ def scored(gains: Mapping[str, float]) -> Callable[[str, Recipe], Score]:
         (layer("outlier weights", weights=0.9), Recipe(weights="int8:per-tensor"), "weights int8:per-channel"),
         (layer("Softmax mask", op_type="Softmax"), Recipe(), "exclude n[0]"),
         (layer(None, weights=0.0), Recipe(), "calibration percentile 99.99"),
+        (layer(None, weights=0.0), Recipe(activations="uint4"), "calibration output-mse"),
     ],
 )
 def test_the_remedy_of_a_cause_comes_first(found: DiagnosedLayer, recipe: Recipe, first: str) -> None:
@@ -74,6 +75,18 @@ def test_what_a_recipe_has_is_not_proposed_again() -> None:
     recipe = Recipe(equalize=True, weight_range="mse", rounding="learned", smooth="smoothquant")
     names = {remedy.name for remedy in remedies(recipe, TARGET, [layer("outlier channel")], {})}
     assert not names & {"equalize", "weight_range mse", "rounding gptq", "rounding learned", "smooth smoothquant"}
+
+
+def test_layers_are_measured_behind_coded_ones_once() -> None:
+    coarse, asked = layer("coarse weights", weights=1.0), {"reestimate", "rounding_inputs quantized", "absorb_bias"}
+    outlying = layer("outlier channel")
+    names = {remedy.name for remedy in remedies(Recipe(), TARGET, [coarse, outlying], {})}
+    assert asked <= names
+    present = Recipe(reestimate=True, rounding_inputs="quantized", absorb_bias=True)
+    assert not asked & {remedy.name for remedy in remedies(present, TARGET, [coarse, outlying], {})}
+    # Rounding to nearest looks at no inputs.
+    nearest = {remedy.name for remedy in remedies(Recipe(rounding="nearest"), TARGET, [coarse], {})}
+    assert "rounding_inputs quantized" not in nearest
 
 
 def test_a_remedy_is_added_to_what_is_there() -> None:

@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from lowbit.reconstruction.adaptive_rounding import AdaptiveRounding, rectified_sigmoid
+from lowbit.reconstruction.weight_grid import WeightGrid
 
 LOW, HIGH = -4, 3
+
+
+def grid(scale: torch.Tensor, zero_point: int = 0) -> WeightGrid:
+    """Return codes with a scale for every row, moved by a zero point."""
+    offset = torch.full_like(scale, zero_point) if zero_point else None
+    return WeightGrid(
+        scale=scale, spread=lambda one: one[:, None], low=LOW + zero_point, high=HIGH + zero_point, zero_point=offset
+    )
 
 
 def made(inputs: int, outputs: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, AdaptiveRounding]:
@@ -18,7 +27,7 @@ def made(inputs: int, outputs: int = 3, seed: int = 0) -> tuple[torch.Tensor, to
     weight = torch.randn(outputs, inputs, generator=generator)
     scale = weight.abs().amax(dim=1) / HIGH
     x = torch.randn(256, inputs, generator=generator) + 1.5 * torch.randn(256, 1, generator=generator)
-    return weight, x, AdaptiveRounding(weight, scale, spread=lambda one: one[:, None], low=LOW, high=HIGH)
+    return weight, x, AdaptiveRounding(weight, grid(scale))
 
 
 def learn(module: AdaptiveRounding, weight: torch.Tensor, x: torch.Tensor, steps: int = 400) -> None:
@@ -45,9 +54,7 @@ def test_it_starts_at_the_weight_and_decodes_nearest() -> None:
 
 def test_codes_stay_within_the_ends() -> None:
     weight, _, _ = made(20)
-    clipped = AdaptiveRounding(
-        weight, weight.abs().amax(dim=1) / 8, spread=lambda one: one[:, None], low=LOW, high=HIGH
-    )
+    clipped = AdaptiveRounding(weight, grid(weight.abs().amax(dim=1) / 8))
     with torch.no_grad():
         clipped.position.fill_(9.0)
     assert clipped.codes().max() == HIGH
@@ -57,14 +64,7 @@ def test_codes_stay_within_the_ends() -> None:
 
 def test_zero_points_move_the_codes_alone() -> None:
     weight, _, plain = made(20)
-    moved = AdaptiveRounding(
-        weight,
-        plain.scale(),
-        spread=lambda one: one[:, None],
-        low=LOW + 5,
-        high=HIGH + 5,
-        zero_point=torch.full((3,), 5.0),
-    )
+    moved = AdaptiveRounding(weight, grid(plain.scale(), zero_point=5))
     assert torch.equal(moved.codes(), plain.codes() + 5)
     assert torch.allclose(moved.decoded(), plain.decoded())
 

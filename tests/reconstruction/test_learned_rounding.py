@@ -7,6 +7,11 @@ import pytest
 import torch
 
 from lowbit.reconstruction.learned_rounding import LearnedRounding
+from lowbit.reconstruction.weight_grid import WeightGrid
+
+
+def grid(scale: torch.Tensor, low: int, high: int) -> WeightGrid:
+    return WeightGrid(scale=scale, spread=lambda one: one[:, None], low=low, high=high)
 
 
 def made(seed: int = 0, low: int = -8, high: int = 7) -> tuple[torch.Tensor, torch.Tensor, LearnedRounding]:
@@ -14,7 +19,7 @@ def made(seed: int = 0, low: int = -8, high: int = 7) -> tuple[torch.Tensor, tor
     weight = torch.randn(6, 20, generator=generator)
     scale = weight.abs().amax(dim=1) / high
     codes = torch.round(weight / scale[:, None]).clamp(low, high)
-    module = LearnedRounding(weight, codes, scale, spread=lambda one: one[:, None], low=low, high=high)
+    module = LearnedRounding(weight, codes, grid(scale, low, high))
     return weight, codes, module
 
 
@@ -29,7 +34,7 @@ def test_it_starts_at_its_codes(low: int, high: int) -> None:
 def test_it_starts_at_codes_that_are_not_the_nearest() -> None:
     weight, codes, nearest = made()
     other = (codes + torch.sign(weight / nearest.scale()[:, None] - codes)).clamp(-8, 7)
-    module = LearnedRounding(weight, other, nearest.scale(), spread=lambda one: one[:, None], low=-8, high=7)
+    module = LearnedRounding(weight, other, grid(nearest.scale(), -8, 7))
     assert torch.equal(module.codes(), other)
     # A small step of noise changes no code.
     with torch.no_grad():

@@ -15,6 +15,7 @@ import click
 import lowbit
 from lowbit.cli.check import check
 from lowbit.cli.compare import compare
+from lowbit.cli.compress import compress
 from lowbit.cli.diagnose import diagnose
 from lowbit.cli.export import export
 from lowbit.cli.import_ import import_
@@ -98,13 +99,15 @@ def application(context: click.Context) -> None:
       lowbit import model.keras                   a model of another framework in, ONNX out
       lowbit probe model.onnx                     what its operators cost on this machine
       lowbit prune model.onnx --data calib/       weights become zero, or channels go (`--channels`)
+      lowbit compress model.onnx --data calib/    prune, quantize and code: a file tens of times smaller
       lowbit pack model.int8.onnx                 one small file for download; `lowbit unpack` gives the same bytes
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (quantize, compare, diagnose, check, inspect, import_, export, probe, prune, pack, unpack, targets):
+_QUESTIONS = (compare, diagnose, check, inspect, probe, targets)
+for _command in (quantize, *_QUESTIONS, import_, export, prune, compress, pack, unpack):
     application.add_command(_command)
 
 

@@ -20,7 +20,7 @@ __all__ = ["export"]
 _FILE, _CHECK = "The file", "Checking and printing"
 
 
-@click.command(cls=Command, short_help="A quantized model as a LiteRT file or a C array.")
+@click.command(cls=Command, short_help="A quantized model for another runtime: LiteRT, C, OpenVINO, QONNX, PyTorch.")
 @click.argument("model", type=FILE)
 @option(
     _FILE,
@@ -29,17 +29,23 @@ _FILE, _CHECK = "The file", "Checking and printing"
     type=FILE,
     required=True,
     metavar="OUT",
-    help="The file; its suffix says the format: .tflite is LiteRT, .h a C array of it.",
+    help="The file; its suffix says the format: .tflite is LiteRT, .h a C array of it, .xml OpenVINO, "
+    ".qonnx.onnx QONNX, .pt2 torch.export, .pte ExecuTorch.",
 )
-@option(_FILE, "--format", "format_", metavar="litert|c-array", help="The format, where the suffix does not say.")
+@option(
+    _FILE,
+    "--format",
+    "format_",
+    metavar="NAME",
+    help="The format, where the suffix does not say: litert, c-array, openvino, qonnx, torch, executorch.",
+)
 @option(
     _FILE,
     "--layout",
-    default="nhwc",
     metavar="nhwc|keep",
-    help="Pictures go in and out with the channels last, or as in MODEL.  [nhwc]",
+    help="LiteRT: pictures go in and out with the channels last, or as in MODEL.  [nhwc]",
 )
-@option(_FILE, "--io", default="int8", metavar="int8|float", help="Inputs and outputs are codes, or float32.  [int8]")
+@option(_FILE, "--io", metavar="int8|float", help="LiteRT: inputs and outputs are codes, or float32.  [int8]")
 @option(
     _CHECK,
     "--data",
@@ -56,8 +62,8 @@ def export(
     model: Path,
     output: Path,
     format_: str | None,
-    layout: str,
-    io: str,
+    layout: str | None,
+    io: str | None,
     data: str | None,
     preprocess: str | None,
     samples: int,
@@ -65,11 +71,14 @@ def export(
 ) -> None:
     """Write MODEL (ONNX with Q/DQ pairs) for another runtime, with the codes and scales that it has.
 
-    Best made with `lowbit quantize --target litert`. What the runtime has no integer kernel for is refused by name,
-    before anything is written; the file runs beside MODEL in LiteRT first.
+    Best made with the target of that runtime: `lowbit quantize --target litert`. What a format cannot hold is refused
+    by name, before anything is written; the file runs in its runtime beside MODEL first.
     """
     check_model(model)
-    outputs.reserve(output, inputs=(model,))
+    from lowbit.exporters import find_format
+
+    for file in find_format(output, format_).files(output):
+        outputs.reserve(file, inputs=(model,))
     transform = preprocessing(preprocess)
 
     from lowbit.methods.export import export as run

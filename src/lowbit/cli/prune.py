@@ -1,4 +1,4 @@
-"""`lowbit prune`: the weights that matter least become zero, or whole channels go."""
+"""`lowbit prune`: the weights that matter least become zero, or whole channels or residual branches go."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["prune"]
 
-_WHAT, _CHANNELS, _FILES = "What is pruned", "With --channels", "Files and printing"
+_WHAT, _CHANNELS, _FILES = "What is pruned", "Channels and branches", "Files and printing"
 # Options of one kind of pruning only.
 _OF_WEIGHTS = ("pattern", "scope")
-_OF_CHANNELS = ("allocation", "round_to", "target_macs", "target_weights", "samples", "no_compensation")
+_OF_CHANNELS = ("allocation", "round_to", "target_macs", "target_weights")
+_OF_BOTH = ("samples", "no_compensation")
+# What the number of branches leaves nothing to say about.
+_NOT_OF_BRANCHES = (*_OF_WEIGHTS, *_OF_CHANNELS, "criterion", "amount")
 
 
 @click.command(cls=Command, short_help="Weights become zero, or whole channels go.")
 @click.argument("model", type=FILE)
-@option(_WHAT, "--amount", type=float, default=0.5, metavar="FRACTION", help="Of the weights or channels.  [0.5]")
+@option(_WHAT, "--amount", type=float, metavar="FRACTION", help="Of the weights or channels.  [0.5]")
 @option(_WHAT, "--data", metavar="PATH", help="Calibration samples, as for `lowbit quantize`; without, by magnitude.")
 @option(_WHAT, "--preprocess", metavar="SPEC|FILE.yaml", help="How a picture becomes an input.")
 @option(
@@ -47,6 +50,7 @@ _OF_CHANNELS = ("allocation", "round_to", "target_macs", "target_weights", "samp
 )
 @option(_WHAT, "--seed", type=int, default=0, metavar="N", help="Of everything random.  [0]")
 @option(_CHANNELS, "--channels", is_flag=True, help="Remove whole channels and attention heads: smaller and faster.")
+@option(_CHANNELS, "--branches", type=int, metavar="N", help="Instead, leave N residual branches out; needs --data.")
 @option(
     _CHANNELS, "--allocation", metavar="uniform|global", help="The same everywhere, or what matters least.  [uniform]"
 )
@@ -67,32 +71,37 @@ def prune(
     output: Path | None,
     quiet: bool,
     channels: bool,
+    branches: int | None,
     **options: Any,
 ) -> None:
     """Set the weights of MODEL (ONNX) that matter least to zero, and change the others to make up for it.
 
     Zeros pay in `lowbit pack`; training afterwards keeps them with `keep_zeros`. With `--channels`, whole channels are
-    removed instead: the model becomes smaller, and faster in every engine.
+    removed instead, with `--branches` whole residual branches: the model becomes smaller, and faster in every engine.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    for name in _OF_WEIGHTS if channels else _OF_CHANNELS:
-        if name in given:
-            kind = "does not go with" if channels else "needs"
-            raise click.UsageError(f"--{name.replace('_', '-')} {kind} --channels")
+    _check_kinds(given, channels=channels, branches=branches)
     check_model(model)
     inputs = (model, *data_files(data))
     artifact = outputs.reserve(output or model.with_name(f"{model.stem}.pruned.onnx"), inputs=inputs)
     transform = preprocessing(preprocess)
 
-    amount = given.pop("amount")
+    amount = given.pop("amount", 0.5)
     shared: dict[str, Any] = {"preprocessing": transform, "stages": stages(quiet=quiet)}
-    if channels:
+    if branches is not None:
+        from lowbit.methods.prune_branches import prune_branches
+
+        compensate = not given.pop("no_compensation", False)
+        fewer = prune_branches(model, data_source(data), count=branches, compensate=compensate, **shared, **given)
+        fewer.save(artifact)
+        printed: Sequence[object] = fewer.renderables()
+    elif channels:
         from lowbit.methods.prune_channels import prune_channels
 
         compensate = not given.pop("no_compensation", False)
         removed = prune_channels(model, amount, data_source(data), compensate=compensate, **shared, **given)
         removed.save(artifact)
-        printed: Sequence[object] = removed.renderables()
+        printed = removed.renderables()
     else:
         from lowbit.methods.prune import prune as run
 
@@ -102,3 +111,19 @@ def prune(
     if not quiet:
         show(printed)
         click.echo(f"\n wrote {artifact}")
+
+
+def _check_kinds(given: dict[str, Any], *, channels: bool, branches: int | None) -> None:
+    """Refuse options that belong to another kind of pruning."""
+    wrong: tuple[str, ...]
+    if branches is not None:
+        if channels:
+            raise click.UsageError("--branches does not go with --channels: prune one after the other")
+        wrong, kind = _NOT_OF_BRANCHES, "does not go with --branches"
+    elif channels:
+        wrong, kind = _OF_WEIGHTS, "does not go with --channels"
+    else:
+        wrong, kind = (*_OF_CHANNELS, *_OF_BOTH), "needs --channels"
+    for name in wrong:
+        if name in given:
+            raise click.UsageError(f"--{name.replace('_', '-')} {kind}")

@@ -46,7 +46,10 @@ _DECIDED = (
     "percentile",
     "weight_range",
     "rounding",
+    "rounding_inputs",
+    "reestimate",
     "equalize",
+    "absorb_bias",
     "rotate",
     "smooth",
     "outliers",
@@ -102,7 +105,7 @@ _DECIDED = (
 @option(
     _HOW,
     "--calibration",
-    metavar="auto|minmax|moving-average|percentile|mse|entropy",
+    metavar="auto|minmax|moving-average|percentile|mse|entropy|output-mse",
     help="How ranges of activations are chosen.  [auto]",
 )
 @option(_HOW, "--weight-range", metavar="minmax|percentile|mse|entropy", help="How ranges of weights are.  [minmax]")
@@ -112,7 +115,27 @@ _DECIDED = (
     metavar="nearest|compensated|gptq|adaround|learned",
     help="How weights are rounded; each is slower and better than the one before.  [compensated]",
 )
+@option(
+    _HOW,
+    "--rounding-inputs",
+    metavar="float|quantized",
+    help="Round weights for what layers read in float, or for what the quantized layers before give.  [float]",
+)
+@option(
+    _HOW,
+    "--reestimate",
+    is_flag=True,
+    default=None,
+    help="Restore mean and spread of every layer's outputs by its scales and biases, where it helps.",
+)
 @option(_HOW, "--equalize", is_flag=True, default=None, help="Make the ranges of neighbouring layers' channels alike.")
+@option(
+    _HOW,
+    "--absorb-bias",
+    is_flag=True,
+    default=None,
+    help="Move high biases in front of a Relu or Clip into the layer behind it, where it helps.",
+)
 @option(
     _HOW,
     "--rotate",

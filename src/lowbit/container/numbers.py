@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["BITS", "Layout", "Mode", "dictionary_of", "layout", "reversed_bytes", "symbols", "unsymbols"]
+__all__ = ["BASE64", "BITS", "Kind", "Layout", "Mode", "candidates", "kind_of", "layout", "reversed_bytes", "symbols", "unsymbols"]
 
 Bytes = NDArray[np.uint8]
 
@@ -45,10 +45,12 @@ BITS = {
 }
 """Bits of one number of each `TensorProto.DataType`."""
 
+_FLOATS = (1, 10, 11, 16)
+"""FLOAT, FLOAT16, DOUBLE and BFLOAT16."""
+
 TABLES, CODES, PLANES, STORED = 0, 1, 2, 3
-_WIDTHS = (2, 4, 8, 16, 32, 64)
-_MOST_LEVELS = 256
-_GLANCE = 4096
+BASE64 = 6
+_WIDTHS = (2, 4, 8, 16, 32, 64, BASE64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,39 @@ class Layout:
     inner: int
     row: int
 
+    def bytes_in_row(self, bits: int) -> int:
+        """Return the bytes in a row of codes, where each number of more than 8 bits is one; 0 if they are no whole."""
+        if bits >= 8:
+            return self.row
+        return 0 if self.row * bits % 8 else self.row * bits // 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What the numbers of a payload are.
+
+    Attributes:
+        bits: Of one number; 0 if they are of different lengths, 6 if they are a text in base64.
+        floats: Whether their highest bit is a sign, and their next ones are an exponent.
+    """
+
+    bits: int
+    floats: bool = False
+
+    def bits_in(self, length: int) -> int:
+        """Return of how many bits numbers in `length` bytes are coded."""
+        return self.bits if self.bits in _WIDTHS and self.bits != BASE64 and length * 8 % self.bits == 0 else 8
+
+
+def kind_of(data_type: int, bits: int | None) -> Kind:
+    """Return what numbers are.
+
+    Args:
+        data_type: Of `TensorProto.DataType`.
+        bits: Of one number where the field says so.
+    """
+    return Kind(bits=BITS.get(data_type, 8) if bits is None else bits, floats=data_type in _FLOATS)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
@@ -70,17 +105,22 @@ class Mode:
 
     Attributes:
         model: `TABLES`, `CODES`, `PLANES` or `STORED`.
-        bits: Of one number: 2, 4, 8, 16, 32 or 64.
+        bits: Of one number: 2, 4, 8, 16, 32 or 64; or 6, for a text in base64 that is stored as what it stands for.
         levels: Whether the numbers are given as places in a list of those that occur.
+        rotated: Whether the highest bit of a number, a float's sign, is moved behind the lowest.
+        columns: Whether tables look at the column of a number.
     """
 
     model: int
     bits: int
     levels: bool = False
+    rotated: bool = False
+    columns: bool = False
 
     def to_byte(self) -> int:
-        """Return model, width and levels in 2, 3 and 1 bits, the lowest first."""
-        return self.model | _WIDTHS.index(self.bits) << 2 | self.levels << 5
+        """Return model, width and the three choices in 2, 3 and three times 1 bits, the lowest first."""
+        choices = self.levels | self.rotated << 1 | self.columns << 2
+        return self.model | _WIDTHS.index(self.bits) << 2 | choices << 5
 
     @classmethod
     def from_byte(cls, byte: int) -> Mode:
@@ -89,22 +129,30 @@ class Mode:
         Raises:
             ValueError: There is no such mode.
         """
-        model, width, levels = byte & 3, byte >> 2 & 7, bool(byte >> 5)
-        if byte >> 6 or width >= len(_WIDTHS):
+        model, width = byte & 3, byte >> 2 & 7
+        if width >= len(_WIDTHS):
             raise ValueError(f"there is no mode {byte}")
-        mode = cls(model=model, bits=_WIDTHS[width], levels=levels)
-        if mode not in _MODES:
+        choices = {"levels": bool(byte >> 5 & 1), "rotated": bool(byte >> 6 & 1), "columns": bool(byte >> 7)}
+        mode = cls(model=model, bits=_WIDTHS[width], **choices)
+        if not mode._exists:
             raise ValueError(f"there is no mode {byte}")
         return mode
 
-
-_MODES = (
-    {Mode(model=model, bits=bits, levels=True) for model in (TABLES, CODES) for bits in (16, 32, 64)}
-    | {Mode(model=TABLES, bits=bits) for bits in _WIDTHS}
-    | {Mode(model=CODES, bits=bits) for bits in (2, 4, 8)}
-    | {Mode(model=PLANES, bits=bits) for bits in (8, 16, 32, 64)}
-    | {Mode(model=STORED, bits=8)}
-)
+    @property
+    def _exists(self) -> bool:
+        if self.model == STORED:
+            return self in {Mode(model=STORED, bits=8), Mode(model=STORED, bits=BASE64)}
+        if self.bits == BASE64:
+            return False
+        if (self.levels or self.rotated) and (self.bits < 16 or self.levels == self.rotated):
+            return False
+        if self.columns and self.model != TABLES:
+            return False
+        if self.model == CODES:
+            return self.bits <= 8 or self.levels
+        if self.model == PLANES:
+            return self.bits >= 8 and not self.levels
+        return True
 
 
 def layout(dims: Sequence[int]) -> Layout:
@@ -115,45 +163,20 @@ def layout(dims: Sequence[int]) -> Layout:
     return Layout(inner=math.prod(dims[2:]), row=math.prod(dims[1:]))
 
 
-def candidates(length: int, bits: int, *, mixed: bool) -> Iterator[Mode]:
-    """Yield the modes that are worth trying for a payload.
-
-    Args:
-        length: In bytes.
-        bits: Of one number; 0 if they are of different lengths.
-        mixed: Whether the models that mix may be used.
-    """
-    bits = bits if bits in _WIDTHS else 8
-    if length * 8 % bits:
-        bits = 8
-    yield Mode(model=TABLES, bits=bits)
-    if mixed:
-        yield Mode(model=CODES if bits < 8 else PLANES, bits=bits)
-        if bits == 8:
-            yield Mode(model=CODES, bits=8)
+def candidates(length: int, kind: Kind, layout: Layout) -> Iterator[Mode]:
+    """Yield the modes that are worth trying for a small payload of `length` bytes."""
+    bits = kind.bits_in(length)
+    rotated = kind.floats and bits >= 16
+    for columns in (False, True) if layout.row > 1 else (False,):
+        yield Mode(model=TABLES, bits=bits, rotated=rotated, columns=columns)
+    yield Mode(model=CODES if bits < 8 else PLANES, bits=bits)
+    if bits == 8:
+        yield Mode(model=CODES, bits=8)
+    if rotated:
+        yield Mode(model=PLANES, bits=bits, rotated=True)
     if bits > 8:
         yield Mode(model=TABLES, bits=bits, levels=True)
-        if mixed:
-            yield Mode(model=CODES, bits=bits, levels=True)
-
-
-def dictionary_of(data: Bytes, bits: int) -> tuple[NDArray[Any], Bytes] | None:
-    """Return the numbers that occur, ascending, and for each number its place among them; None if they are many."""
-    numbers = data.view(f"<u{bits // 8}")
-    if np.unique(numbers[:_GLANCE]).size > _MOST_LEVELS:
-        return None
-    levels, places = np.unique(numbers, return_inverse=True)
-    if levels.size > _MOST_LEVELS:
-        return None
-    # Sign and magnitude as floats have them: those below zero come first, the largest magnitude ahead.
-    order = np.argsort(np.where(levels >> np.asarray(bits - 1, levels.dtype), ~levels, levels | _sign(levels, bits)))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(order.size)
-    return levels[order], rank[places].astype(np.uint8)
-
-
-def _sign(levels: NDArray[Any], bits: int) -> NDArray[Any]:
-    return np.asarray(1 << (bits - 1)).astype(levels.dtype)
+        yield Mode(model=CODES, bits=bits, levels=True)
 
 
 def symbols(data: Bytes, bits: int) -> Bytes:

@@ -12,12 +12,7 @@ from numpy.typing import NDArray
 from lowbit.container.compiling import compiled
 
 __all__ = [
-    "DECODING",
-    "LOW",
-    "RANGE",
     "code_bit",
-    "code_interval",
-    "code_stored",
     "code_uniform",
     "decoder",
     "encoder",
@@ -104,7 +99,7 @@ def code_bit(coder: Ints, buffer: Bytes, chance: int, bit: int) -> int:
 
 
 @compiled
-def code_interval(coder: Ints, buffer: Bytes, start: int, size: int, unit: int) -> None:
+def _code_interval(coder: Ints, buffer: Bytes, start: int, size: int, unit: int) -> None:
     """Code the interval from `start` on, of `size` units."""
     if coder[DECODING]:
         coder[LOW] -= unit * start
@@ -124,19 +119,9 @@ def code_uniform(coder: Ints, buffer: Bytes, value: int, count: int) -> int:
         unit = coder[RANGE] >> 8
         if coder[DECODING]:
             byte = min(coder[LOW] // unit, 255)
-        code_interval(coder, buffer, byte, 1, unit)
+        _code_interval(coder, buffer, byte, 1, unit)
         found = (found << 8) | byte
     return found
-
-
-@compiled
-def code_stored(coder: Ints, buffer: Bytes, data: Bytes) -> bool:
-    """Code bytes of which nothing is known; when decoding, they are filled in. Returns whether the buffer sufficed."""
-    for place in range(len(data)):
-        data[place] = code_uniform(coder, buffer, np.int64(data[place]), 1)
-        if overrun(coder):
-            return False
-    return True
 
 
 def finish(coder: Ints, buffer: Bytes) -> int:

@@ -1,7 +1,8 @@
-"""Bytes by tables of frequencies that both sides count: many times faster than mixing, for what is large.
+"""Tables of frequencies that both sides count: what a byte is likely to be, from how large the ones before it were.
 
 A byte is coded at once, with the table of its context. A table is made anew from what was counted when its count has
-doubled, later every 4096 bytes; no table is stored.
+doubled, later every 4096 bytes; no table is stored. Before anything is counted, codes of a context are thought to fall
+off geometrically from the centre, with the mean that the context stands for: so that small tensors learn little.
 """
 
 from __future__ import annotations
@@ -10,26 +11,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.container.compiling import compiled
-from lowbit.container.range_coder import DECODING, LOW, RANGE, code_interval, overrun
 
-__all__ = ["code_tables"]
+__all__ = ["CONTEXTS", "CONTEXT_OF", "FALLING", "FULL", "PROBABILITY_BITS", "magnitudes", "moved", "prepare"]
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.int32]
 
-_TOTAL_BITS = 16
-_CONTEXTS = 16
-_PERIOD = 4096
+PROBABILITY_BITS = 15
+FULL = 1 << PROBABILITY_BITS
+CONTEXTS = 16
 _FIRST = 16
-"""Bytes of a context before its table is made for the first time."""
-_SHARED = 48
-"""Weight, in bytes, of what all contexts have counted in the table of one."""
+"""Bytes of a context before its table is made for the second time."""
+_PERIOD = 4096
+_SHARED = 16
+"""Weight, in bytes, of what all contexts have counted in the table of one; ..."""
+_SUPPOSED = 96
+"""... and of what is supposed before anything is counted."""
+_COUNTED = 8
+"""Weight, in bytes, of a supposition that all bytes are equally likely, in what all contexts have counted."""
+_FINE = 8
+"""Fractional bits of a weight."""
+
+
+
+
+def _falling() -> Ints:
+    """Return how likely distances from the centre are in each context, `[16, 129]`, up to a factor."""
+    found = np.zeros((CONTEXTS, 129), dtype=np.int64)
+    found[:, 0] = 1 << 24
+    for context in range(CONTEXTS):
+        step = context + 5
+        mean = 2 if context == 0 else ((5 + 2 * (step & 1)) << (step >> 1)) >> 2
+        for size in range(128):
+            found[context, size + 1] = found[context, size] * mean // (mean + 16)
+    return found
+
+
+FALLING = _falling()
 
 
 @compiled
-def _magnitudes(bits: int, centre: int) -> Ints:
-    """Return for every byte how far its codes of `bits` bits are from the centre, in all."""
+def magnitudes(bits: int, centre: int) -> Ints:
+    """Return for every byte how far its codes of `bits` bits are from the centre, in all: 0 to 128."""
     found = np.zeros(256, dtype=np.int64)
     span = (1 << bits) - 1
     middle = 1 << (bits - 1)
@@ -39,117 +63,88 @@ def _magnitudes(bits: int, centre: int) -> Ints:
     return found
 
 
-@compiled
-def _logarithms() -> Bytes:
-    """Return 0 to 15 for 0 to 4095: about two steps an octave."""
-    found = np.zeros(4096, dtype=np.uint8)
-    for value in range(1, 4096):
-        length = 0
-        rest = value
-        while rest > 1:
-            rest >>= 1
-            length += 1
-        step = 2 * length + ((value >> (length - 1)) & 1 if length > 0 else 0)
-        found[value] = min(max(step - 5, 0), 15)
-    return found
+CONTEXT_OF = np.array(
+    [0] * 8 + [2 * mean.bit_length() - 7 + (mean >> (mean.bit_length() - 2) & 1) for mean in range(8, 1025)], np.uint8
+).clip(max=CONTEXTS - 1)
+"""Context, 0 to 15, for a running mean in sixteenths, at most 1024: two steps an octave."""
 
 
 @compiled
-def _make(shared: Words, counts: Words, ends: Words, starts: Bytes, plane: int, context: int) -> None:
-    """Make the table of a context: the ends of its bytes' intervals, and a byte for every 256th place in them."""
+def moved(mean: int, size: int, shift: int) -> int:
+    """Return a running mean, in units of 1/64, after another value."""
+    return mean + (((size << 6) - mean) >> shift)
+
+
+@compiled
+def _suppose(context: int, alphabet: Ints, sizes: Ints, supposed: Words) -> None:
+    """Fill in the weights of the bytes in a context before anything is counted; their sum is at most `_SUPPOSED`."""
+    total = np.int64(1)
+    for byte in alphabet:
+        total += FALLING[context, sizes[byte]]
+    share = (np.int64(_SUPPOSED << _FINE) << 32) // total
+    for byte in alphabet:
+        supposed[context * 256 + byte] = (FALLING[context, sizes[byte]] * share) >> 32
+
+
+@compiled
+def _make(
+    context: int, alphabet: Ints, supposed: Words, counts: Words, shared: Ints, table: Words, slots: Bytes
+) -> None:
+    """Make the table of a context: for a byte its start, times 65536, plus its frequency; and the byte of each slot.
+
+    `slots` is empty when encoding.
+    """
+    base = context * 256
     own = np.int64(0)
     everyone = np.int64(0)
-    for byte in range(256):
-        own += counts[context * 256 + byte]
-        everyone += shared[plane * 256 + byte]
-    # The shared counts are smoothed by one byte of each value in 256; the sum of all shares is at most the total.
-    scale = np.int64((1 << _TOTAL_BITS) - 256)
-    place = np.int64(0)
-    best = 0
-    most = np.int64(-1)
-    for byte in range(256):
-        common = ((np.int64(shared[plane * 256 + byte]) << 16) + (1 << 11)) // (everyone + 8)
-        size = ((np.int64(counts[context * 256 + byte]) << 16) + common * _SHARED) * scale // ((own + _SHARED) << 16)
-        if size > most:
-            most = size
+    for byte in alphabet:
+        own += counts[base + byte]
+        everyone += shared[byte]
+    flat = (_COUNTED << _FINE) // len(alphabet)
+    share = (np.int64(_SHARED) << 32) // (everyone + _COUNTED)
+    scale = (np.int64(FULL - len(alphabet)) << 32) // ((own + _SHARED + _SUPPOSED) << _FINE)
+    left = np.int64(FULL)
+    best = alphabet[0]
+    for byte in alphabet:
+        weight = (np.int64(counts[base + byte]) << _FINE) + supposed[base + byte]
+        weight += (((shared[byte] << _FINE) + flat) * share) >> 32
+        frequency = 1 + ((weight * scale) >> 32)
+        table[base + byte] = frequency
+        left -= frequency
+        if frequency > table[base + best]:
             best = byte
-        place += size + 1
-        ends[context * 256 + byte] = place
-    spare = (1 << _TOTAL_BITS) - place
-    for byte in range(best, 256):
-        ends[context * 256 + byte] += spare
-    byte = 0
-    for bucket in range(256):
-        while ends[context * 256 + byte] <= bucket << 8:
-            byte += 1
-        starts[context * 256 + bucket] = byte
+    table[base + best] += left
+    start = np.int64(0)
+    for byte in alphabet:
+        frequency = np.int64(table[base + byte])
+        table[base + byte] = (start << 16) | frequency
+        if len(slots) > 0:
+            first = (context << PROBABILITY_BITS) + start
+            slots[first : first + frequency] = byte
+        start += frequency
 
 
 @compiled
-def code_tables(coder: Ints, buffer: Bytes, data: Bytes, width: int, bits: int, centre: int) -> bool:
-    """Code `data`; when decoding, it is filled in.
+def prepare(
+    context: int,
+    alphabet: Ints,
+    sizes: Ints,
+    supposed: Words,
+    counts: Words,
+    shared: Ints,
+    pace: Ints,
+    table: Words,
+    slots: Bytes,
+) -> None:
+    """Make the table of a context, because it is time.
 
-    Args:
-        coder: Of `range_coder`.
-        buffer: What the coder reads or writes.
-        data: `[length]` bytes of numbers of `width` bytes, the highest first.
-        width: Bytes of a number.
-        bits: Of the codes in a byte, where `width` is 1: 2, 4 or 8.
-        centre: The most frequent of these codes.
-
-    Returns:
-        Whether the buffer was long enough.
+    `pace` is for each context how many bytes are left until its table is made anew, and how many it will then have seen.
     """
-    tables = width * _CONTEXTS
-    counts = np.zeros(tables * 256, dtype=np.int32)
-    shared = np.zeros(width * 256, dtype=np.int32)
-    ends = np.zeros(tables * 256, dtype=np.int32)
-    starts = np.zeros(tables * 256, dtype=np.uint8)
-    left = np.full(tables, _FIRST, dtype=np.int64)
-    made = np.full(tables, _FIRST, dtype=np.int64)
-    for context in range(tables):
-        _make(shared, counts, ends, starts, context // _CONTEXTS, context)
-    sizes = _magnitudes(bits, centre)
-    logarithms = _logarithms()
-    near = np.int64(0)
-    plane = 0
-    decoding = coder[DECODING] == 1
-    higher = np.int64(0)
-    top = np.int64(0)
-    for place in range(len(data)):
-        if width == 1:
-            context = np.int64(logarithms[min(near >> 2, 4095)])
-        elif plane == 0:
-            context = top & 15
-        else:
-            context = plane * _CONTEXTS + (higher & 15 if plane == 1 else higher >> 4)
-        base = context * 256
-        unit = coder[RANGE] >> _TOTAL_BITS
-        if decoding:
-            spot = min(np.int64(np.uint32(coder[LOW]) // np.uint32(unit)), (1 << _TOTAL_BITS) - 1)
-            byte = np.int64(starts[base + (spot >> 8)])
-            while ends[base + byte] <= spot:
-                byte += 1
-        else:
-            byte = np.int64(data[place])
-        start = np.int64(ends[base + byte - 1]) if byte > 0 else 0
-        code_interval(coder, buffer, start, np.int64(ends[base + byte]) - start, unit)
-        if decoding:
-            data[place] = byte
-            if overrun(coder):
-                return False
-        counts[base + byte] += 1
-        shared[plane * 256 + byte] += 1
-        left[context] -= 1
-        if left[context] == 0:
-            _make(shared, counts, ends, starts, plane, context)
-            left[context] = min(made[context], _PERIOD)
-            made[context] += left[context]
-        if width == 1:
-            near += ((sizes[byte] << 6) - near) >> 3
-        else:
-            if plane == 0:
-                top = byte
-            higher = byte
-            plane = plane + 1 if plane + 1 < width else 0
-    return not overrun(coder)
+    if pace[2 * context + 1] == 0:
+        _suppose(context, alphabet, sizes, supposed)
+        pace[2 * context + 1] = _FIRST
+        pace[2 * context] = _FIRST
+    else:
+        pace[2 * context] = min(pace[2 * context + 1], _PERIOD)
+        pace[2 * context + 1] += pace[2 * context]
+    _make(context, alphabet, supposed, counts, shared, table, slots)

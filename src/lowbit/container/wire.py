@@ -14,14 +14,16 @@ from lowbit.exceptions import ModelError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SMALLEST", "Payload", "Tensor", "join", "read_varint", "split", "varint", "walk"]
+__all__ = ["SMALLEST", "Payload", "Split", "Tensor", "join", "read_varint", "split", "varint", "walk"]
 
 SMALLEST = 32
 """Bytes from which on numbers are taken out of the structure; fewer are compressed with it."""
 
+_LEAST_ATTRIBUTE = 19
+"""Bytes that an attribute has at least if its tensor has numbers to be taken out, or has them in another file."""
 _DEPTH = 100
 _CHILDREN = {
-    "model": {7: "graph", 20: "training", 25: "function"},
+    "model": {7: "graph", 14: "property", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "function": {7: "node", 11: "attribute"},
@@ -33,6 +35,9 @@ _CHILDREN = {
 _NUMBERS = {4: 32, 5: 0, 7: 0, 9: None, 10: 64, 11: 0}
 """Fields of TensorProto that hold numbers: their bits, 0 if they are varints, None if the tensor's type says."""
 _EXTERNAL = 1
+_PACKED_TEXTS = (b"lowbit.plan",)
+"""Keys of the model's metadata whose texts are base64, most likely, and taken out too."""
+_BASE64 = 6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +66,8 @@ class Payload:
         tensor: What they belong to.
         start: First byte in the structure behind which they go.
         length: In bytes.
-        bits: Of one number, 0 if they are of different lengths; None if the tensor's type says.
+        bits: Of one number, 0 if they are of different lengths, 6 if they are a text in base64; None if the tensor's type
+            says.
     """
 
     tensor: Tensor
@@ -70,11 +76,29 @@ class Payload:
     bits: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A model taken apart.
+
+    Attributes:
+        structure: What is left without the numbers.
+        payloads: What was taken out, in the order of the file; `start` is that in the model.
+        tensors: All of them.
+        numbers: For each payload its bytes.
+    """
+
+    structure: bytes
+    payloads: list[Payload]
+    tensors: list[Tensor]
+    numbers: list[memoryview]
+
+
 class _Walk:
     """Position in a model or in its structure; `removed` is how much less the structure has before it."""
 
     def __init__(self, data: bytes | memoryview, *, whole: bool) -> None:
         self.data = data
+        self.size = len(data)
         self.whole = whole
         self.position = 0
         self.removed = 0
@@ -86,15 +110,22 @@ class _Walk:
         return self.position + self.removed
 
     def varint(self) -> int:
-        value, self.position = read_varint(self.data, self.position)
+        position = self.position
+        if position < self.size and (byte := self.data[position]) < 128:
+            self.position = position + 1
+            return byte
+        value, self.position = read_varint(self.data, position)
         return value
 
     def bytes(self, length: int) -> bytes:
         start = self.position
-        self.position += length
-        if self.position > len(self.data):
-            raise ValueError("the bytes end too early")
+        self.skip(length)
         return bytes(self.data[start : self.position])
+
+    def skip(self, length: int) -> None:
+        self.position += length
+        if self.position > self.size:
+            raise ValueError("the bytes end too early")
 
     def message(self, kind: str, end: int | None, label: str, depth: int) -> Tensor | None:
         if depth > _DEPTH:
@@ -103,23 +134,51 @@ class _Walk:
         tensor = Tensor(name=label) if kind == "tensor" else None
         if tensor is not None:
             self.tensors.append(tensor)
-        while self.place < end if end is not None else self.position < len(self.data):
+        while self.place < end if end is not None else self.position < self.size:
             key = self.varint()
             number, wire = key >> 3, key & 7
-            if wire == 0:
+            if wire == 2:
+                length = self.varint()
+                if tensor is None and (
+                    number not in children if kind != "node" else number != 2 and (number != 5 or length < _LEAST_ATTRIBUTE)
+                ):
+                    self.skip(length)
+                else:
+                    label = self._field(kind, number, length, label, tensor, children, depth)
+            elif wire == 0:
                 value = self.varint()
                 if tensor is not None:
                     _note(tensor, number, value)
             elif wire in {1, 5}:
-                self.bytes(8 if wire == 1 else 4)
-            elif wire != 2:
-                raise ValueError(f"wire type {wire} is none of ONNX")
+                self.skip(8 if wire == 1 else 4)
             else:
-                length = self.varint()
-                label = self._field(kind, number, length, label, tensor, children, depth)
+                raise ValueError(f"wire type {wire} is none of ONNX")
         if end is not None and self.place != end:
             raise ValueError("a message is longer than what it is in")
         return tensor
+
+    def _take(self, tensor: Tensor, length: int, bits: int | None) -> None:
+        self.payloads.append(Payload(tensor=tensor, start=self.position, length=length, bits=bits))
+        if self.whole:
+            self.skip(length)
+        else:
+            self.removed += length
+
+    def _property(self, end: int) -> None:
+        name = b""
+        while self.place < end:
+            key = self.varint()
+            if key & 7 != 2:
+                raise ValueError("an entry of metadata_props is no pair of strings")
+            length = self.varint()
+            if key >> 3 == 2 and name in _PACKED_TEXTS and length >= SMALLEST:
+                self._take(Tensor(name=name.decode()), length, _BASE64)
+            elif key >> 3 == 1:
+                name = self.bytes(length)
+            else:
+                self.skip(length)
+        if self.place != end:
+            raise ValueError("an entry of metadata_props is longer than what it is in")
 
     def _field(
         self,
@@ -133,13 +192,9 @@ class _Walk:
     ) -> str:
         """Read what has a length; return what tensors below are called."""
         if tensor is not None and number in _NUMBERS and length >= SMALLEST:
-            self.payloads.append(Payload(tensor=tensor, start=self.position, length=length, bits=_NUMBERS[number]))
-            if self.whole:
-                self.position += length
-                if self.position > len(self.data):
-                    raise ValueError("the bytes end too early")
-            else:
-                self.removed += length
+            self._take(tensor, length, _NUMBERS[number])
+        elif kind == "model" and number == 14:
+            self._property(self.place + length)
         elif tensor is not None and number == 13:
             self._entry(tensor, self.place + length)
         elif number in children:
@@ -215,14 +270,11 @@ def walk(structure: bytes) -> tuple[list[Payload], list[Tensor]]:
     return found.payloads, found.tensors
 
 
-def split(model: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
+def split(model: bytes | memoryview) -> Split:
     """Take the numbers out of a model.
 
     Args:
         model: The bytes of an `.onnx` file.
-
-    Returns:
-        The structure, and the numbers of each payload that `walk` finds in it.
 
     Raises:
         ModelError: The bytes are no ONNX model.
@@ -233,13 +285,13 @@ def split(model: bytes | memoryview) -> tuple[bytes, list[memoryview]]:
     except ValueError as error:
         raise ModelError("The model is not valid ONNX", cause=str(error)) from error
     view = memoryview(model)
-    parts, payloads, position = [], [], 0
+    parts, numbers, position = [], [], 0
     for payload in found.payloads:
         parts.append(view[position : payload.start])
         position = payload.start + payload.length
-        payloads.append(view[payload.start : position])
+        numbers.append(view[payload.start : position])
     parts.append(view[position:])
-    return b"".join(parts), payloads
+    return Split(structure=b"".join(parts), payloads=found.payloads, tensors=found.tensors, numbers=numbers)
 
 
 def join(structure: bytes, payloads: Sequence[Payload], numbers: Sequence[bytes]) -> bytes:

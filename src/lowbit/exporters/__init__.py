@@ -5,6 +5,6 @@ May import from `targets` and below. Writers return bytes: nothing is written be
 
 from __future__ import annotations
 
-from lowbit.exporters.registry import FORMATS, ExportFormat, ExportOptions, Rendered, find_format
+from lowbit.exporters.registry import FORMATS, ExportFormat, ExportOptions, find_format
 
-__all__ = ["FORMATS", "ExportFormat", "ExportOptions", "Rendered", "find_format"]
+__all__ = ["FORMATS", "ExportFormat", "ExportOptions", "find_format"]

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from lowbit.exceptions import RecipeError
-from lowbit.exporters.c_array import render_c_array
-from lowbit.exporters.litert import render_litert
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import onnx_ir as ir
-
-    from lowbit.exporters.litert.tensors import Program
-
-__all__ = ["FORMATS", "ExportFormat", "ExportOptions", "Rendered", "find_format"]
+__all__ = ["FORMATS", "ExportFormat", "ExportOptions", "find_format"]
 
 Layout = Literal["nhwc", "keep"]
 Interface = Literal["int8", "float"]
@@ -50,19 +41,6 @@ class ExportOptions:
                 raise RecipeError(f"there is no {option} {value!r}", remedy=f"use one of {', '.join(allowed)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Rendered:
-    """A model in a format, not yet written.
-
-    Attributes:
-        flatbuffer: The LiteRT model.
-        program: Its operators and tensors.
-    """
-
-    flatbuffer: bytes
-    program: Program
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportFormat:
     """A format that `lowbit export` writes.
@@ -71,22 +49,32 @@ class ExportFormat:
         name: As users type it behind `--format`.
         suffixes: Of files that are written in it unless a format is named.
         description: One line.
+        beside: Suffix, in place of the file's own, of a second file that belongs to it.
+        integer_kernels: Whether it holds the calls of integer kernels, with layout and interface to choose.
         for_microcontrollers: Whether the file is of use only where the microcontroller's interpreter runs it.
-        render: From the quantized graph to the model; raises `ModelError` for what the format cannot hold.
-        contents: From the model to the file's bytes, given its options and the arena that was measured (bytes).
     """
 
     name: str
     suffixes: tuple[str, ...]
     description: str
-    render: Callable[[ir.Model, ExportOptions], Rendered]
-    contents: Callable[[Rendered, ExportOptions, int | None], bytes]
+    beside: str | None = None
+    integer_kernels: bool = False
     for_microcontrollers: bool = False
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Return the files that are written for `path`, itself first.
 
-def _render(model: ir.Model, options: ExportOptions) -> Rendered:
-    program, flatbuffer = render_litert(model, layout=options.layout, interface=options.interface)
-    return Rendered(flatbuffer=flatbuffer, program=program)
+        Raises:
+            RecipeError: The second file would be the first one.
+        """
+        if self.beside is None:
+            return (path,)
+        second = path.with_suffix(self.beside)
+        if second == path:
+            raise RecipeError(
+                f"'{path}' is also the name of the file with the weights", remedy=f"end the name in {self.suffixes[0]}"
+            )
+        return (path, second)
 
 
 FORMATS: dict[str, ExportFormat] = {
@@ -96,18 +84,35 @@ FORMATS: dict[str, ExportFormat] = {
             name="litert",
             suffixes=(".tflite",),
             description="LiteRT (TensorFlow Lite) flatbuffer, int8 from end to end",
-            render=_render,
-            contents=lambda rendered, _options, _arena: rendered.flatbuffer,
+            integer_kernels=True,
         ),
         ExportFormat(
             name="c-array",
             suffixes=(".h",),
             description="C header with the LiteRT flatbuffer as an array, for LiteRT for Microcontrollers",
-            render=_render,
-            contents=lambda rendered, options, arena: render_c_array(
-                rendered.flatbuffer, rendered.program, name=options.name, arena=arena
-            ),
+            integer_kernels=True,
             for_microcontrollers=True,
+        ),
+        ExportFormat(
+            name="openvino",
+            suffixes=(".xml",),
+            description="OpenVINO's saved IR: the graph, and its weights in a .bin beside it",
+            beside=".bin",
+        ),
+        ExportFormat(
+            name="qonnx",
+            suffixes=(".qonnx.onnx", ".qonnx"),
+            description="QONNX: Quant nodes of any width on float tensors, on the way to FINN and hls4ml",
+        ),
+        ExportFormat(
+            name="torch",
+            suffixes=(".pt2",),
+            description="A program of torch.export, quantized in the form that PyTorch's own tools make and read",
+        ),
+        ExportFormat(
+            name="executorch",
+            suffixes=(".pte",),
+            description="ExecuTorch, with XNNPACK's integer kernels, for phones",
         ),
     )
 }
@@ -123,9 +128,9 @@ def find_format(path: str | Path, name: str | None = None) -> ExportFormat:
         if name not in FORMATS:
             raise RecipeError(f"there is no export format {name!r}", remedy=f"use one of {', '.join(FORMATS)}")
         return FORMATS[name]
-    suffix = Path(path).suffix.lower()
+    file = Path(path).name.lower()
     for format_ in FORMATS.values():
-        if suffix in format_.suffixes:
+        if file.endswith(format_.suffixes):
             return format_
     known = ", ".join(f"{suffix} ({format_.name})" for format_ in FORMATS.values() for suffix in format_.suffixes)
     raise RecipeError(

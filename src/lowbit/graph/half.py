@@ -24,7 +24,8 @@ GUARDED = frozenset(
         "GroupNormalization", "If", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax", "Loop",
         "LpNormalization", "MeanVarianceNormalization", "NonMaxSuppression", "Pow", "QuantizeLinear", "Range",
         "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
-        "ReduceSum", "ReduceSumSquare", "Resize", "RMSNormalization", "RoiAlign", "Scan", "Softmax", "Sum", "TopK",
+        "ReduceSum", "ReduceSumSquare", "Resize", "RMSNormalization", "RoiAlign", "Scan", "Softmax", "Sqrt", "Sum",
+        "TopK",
     }
 )  # fmt: skip
 

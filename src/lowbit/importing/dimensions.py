@@ -73,7 +73,10 @@ def doubled(examples: Examples, axes: OpenAxes) -> Examples:
 
 
 def name_dimensions(model: ir.Model, axes: Iterable[dict[int, str]]) -> None:
-    """Rename the symbols of all shapes in place, as the open axes of the inputs are called."""
+    """Rename the symbols of all shapes in place, as the open axes of the inputs are called.
+
+    There is one batch: samples of all inputs go together, also where the module itself would broadcast one of them.
+    """
     import onnx_ir as ir
 
     names: dict[str, str] = {}
@@ -82,7 +85,7 @@ def name_dimensions(model: ir.Model, axes: Iterable[dict[int, str]]) -> None:
             dim = value.shape[axis] if value.shape is not None else None
             symbol = getattr(dim, "value", None)
             if symbol and symbol not in names:
-                free = name if name not in names.values() else f"{value.name}_{name}"
+                free = name if name == BATCH or name not in names.values() else f"{value.name}_{name}"
                 names[symbol] = free
     graphs: list[Any] = list(model.graphs())
     for graph in graphs:

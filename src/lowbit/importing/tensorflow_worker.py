@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,27 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure of this progr
 def convert(source: Path, opset: int) -> tuple[Any, list[str]]:
     """Return a model as an ONNX protobuf, and what was found on the way."""
     if source.suffix.lower() == ".tflite":
-        return _from_tflite(source, opset)
-    if source.is_dir():
-        return _from_saved_model(source, opset)
-    return _from_keras(source, opset)
+        proto, notes = _from_tflite(source, opset)
+    elif source.is_dir():
+        proto, notes = _from_saved_model(source, opset)
+    else:
+        proto, notes = _from_keras(source, opset)
+    _write_error_functions(proto)
+    unknown = _unknown_operators(proto)
+    if unknown:
+        raise Refusal(
+            f"{source} has operators that ONNX does not know: {', '.join(unknown)}",
+            "tf2onnx has no translation for them; custom operators, and those of TensorFlow (SELECT_TF_OPS), have no "
+            "meaning outside of their own runtime",
+            "Convert the model without them, cut the part off that needs them, or import the model that the file was "
+            "made from: its SavedModel or .keras file",
+        )
+    return proto, notes
 
 
 def _from_keras(source: Path, opset: int) -> tuple[Any, list[str]]:
     import keras
+    import tensorflow as tf
     import tf2onnx
 
     try:
@@ -68,8 +82,21 @@ def _from_keras(source: Path, opset: int) -> tuple[Any, list[str]]:
     notes = []
     if any(None in tuple(tensor.shape[1:]) for tensor in model.inputs):
         notes.append("inputs have open dimensions besides the batch")
-    proto, _ = tf2onnx.convert.from_keras(model, opset=opset)
-    _name_interface(proto, [tensor.name for tensor in model.inputs], [_plain(name) for name in model.output_names])
+    signature = [tf.TensorSpec(tensor.shape, tensor.dtype, name=f"input_{n}") for n, tensor in enumerate(model.inputs)]
+    structure = getattr(model, "input", None) if len(model.inputs) > 1 else None
+
+    # NOTE: not tf2onnx's from_keras: it looks outputs up by names that a Sequential of Keras 3 does not have.
+    @tf.function(input_signature=signature)
+    def call(*arrays: Any) -> Any:
+        given = arrays[0] if structure is None else keras.tree.pack_sequence_as(structure, arrays)
+        return keras.tree.flatten(model(given, training=False))
+
+    # Keras compiles a few layers (grouped convolutions) as functions of their own, which tf2onnx cannot look into.
+    tf.config.run_functions_eagerly(True)
+    proto, _ = tf2onnx.convert.from_function(call, input_signature=signature, opset=opset)
+    # A Sequential has no names of outputs; its own output is that of its last layer.
+    outputs = getattr(model, "output_names", None) or [layer.name for layer in model.layers[-1:]]
+    _name_interface(proto, [tensor.name for tensor in model.inputs], [_plain(name) for name in outputs])
     return proto, notes
 
 
@@ -78,7 +105,8 @@ def _from_saved_model(source: Path, opset: int) -> tuple[Any, list[str]]:
     import tf2onnx
 
     try:
-        loaded = tf.saved_model.load(str(source))
+        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+            loaded = tf.saved_model.load(str(_uncompiled(source, Path(folder))))
     except Exception as error:
         raise Refusal(f"{source} is not a SavedModel that TensorFlow reads", _first_line(error)) from error
     signatures = dict(loaded.signatures)
@@ -104,6 +132,25 @@ def _from_saved_model(source: Path, opset: int) -> tuple[Any, list[str]]:
     return proto, [f"the signature {name!r} was converted, not {', '.join(others)}"] if others else []
 
 
+def _uncompiled(source: Path, folder: Path) -> Path:
+    """Return a SavedModel whose functions may be inlined: Keras marks some for XLA, which tf2onnx cannot look into."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    content = (source / "saved_model.pb").read_bytes()
+    if b"_XlaMustCompile" not in content:
+        return source
+    saved = saved_model_pb2.SavedModel.FromString(content)
+    for graph in saved.meta_graphs:
+        for function in graph.graph_def.library.function:
+            for marked in (function, *function.node_def):
+                marked.attr.pop("_XlaMustCompile", None)
+    for entry in source.iterdir():
+        if entry.name != "saved_model.pb":
+            (folder / entry.name).symlink_to(entry.resolve())
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
+    return folder
+
+
 def _from_tflite(source: Path, opset: int) -> tuple[Any, list[str]]:
     import tensorflow as tf
     import tf2onnx
@@ -123,13 +170,6 @@ def _from_tflite(source: Path, opset: int) -> tuple[Any, list[str]]:
             "part off that needs them (a detector's selection of boxes is such a part)",
         ) from error
     proto, _ = tf2onnx.convert.from_tflite(str(source), opset=opset)
-    custom = sorted({node.op_type for node in proto.graph.node if node.domain not in {"", "ai.onnx", "ai.onnx.ml"}})
-    if custom:
-        raise Refusal(
-            f"{source} has operators that ONNX does not know: {', '.join(custom)}",
-            "custom operators, and those of TensorFlow (SELECT_TF_OPS), have no meaning outside of their own runtime",
-            "Convert the model without them, or cut the part off that needs them",
-        )
     notes = []
     codes = [
         (detail["name"], detail["dtype"].__name__, *detail["quantization"])
@@ -142,6 +182,62 @@ def _from_tflite(source: Path, opset: int) -> tuple[Any, list[str]]:
     outputs = [_plain(detail["name"]) for detail in interpreter.get_output_details()]
     _name_interface(proto, inputs, outputs)
     return proto, notes
+
+
+def _unknown_operators(proto: Any) -> list[str]:
+    """Return the operators that no ONNX engine has: tf2onnx leaves what it cannot translate under a name of its own."""
+    import onnx
+
+    known = {"", "ai.onnx", "ai.onnx.ml"}
+    return sorted(
+        {
+            node.op_type.removeprefix("TFL_")
+            for node in proto.graph.node
+            if node.domain not in known
+            or not onnx.defs.has(node.op_type, "" if node.domain == "ai.onnx" else node.domain)
+        }
+    )
+
+
+def _write_error_functions(proto: Any) -> None:
+    """Write what tf2onnx does not know of TensorFlow's error function with standard operators: Erfc, and TFLite's GELU.
+
+    erfc(x) = 1 - erf(x); gelu(x) = 0.5 x (1 + erf(x / sqrt 2)), or where it is approximate
+    0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    nodes: list[Any] = []
+    for node in proto.graph.node:
+        if node.op_type not in {"Erfc", "TFL_GELU"}:
+            nodes.append(node)
+            continue
+
+        def put(op_type: str, *inputs: str | float, output: str = "", own: Any = node) -> str:
+            names = []
+            for value in inputs:
+                if not isinstance(value, str):
+                    tensor = numpy_helper.from_array(np.array(value, np.float32), f"{own.output[0]}/c{len(nodes)}")
+                    proto.graph.initializer.append(tensor)
+                    value = tensor.name
+                names.append(value)
+            output = output or f"{own.output[0]}/t{len(nodes)}"
+            nodes.append(helper.make_node(op_type, names, [output], name=output))
+            return output
+
+        x, y = node.input[0], node.output[0]
+        if node.op_type == "Erfc":
+            put("Sub", 1.0, put("Erf", x), output=y)
+            continue
+        if any(attribute.name == "approximate" and attribute.i for attribute in node.attribute):
+            cubic = put("Mul", put("Pow", x, 3.0), 0.044715)
+            bent = put("Tanh", put("Mul", put("Add", x, cubic), (2 / np.pi) ** 0.5))
+        else:
+            bent = put("Erf", put("Mul", x, 0.5**0.5))
+        put("Mul", put("Mul", x, 0.5), put("Add", bent, 1.0), output=y)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
 
 
 def _name_interface(proto: Any, inputs: list[str], outputs: list[str]) -> None:

@@ -11,7 +11,7 @@ from lowbit.graph.constants import constant_array
 from lowbit.methods.apply import clip_bounds
 from lowbit.plan.plan import ActivationPlan
 from lowbit.plan.ranges import CodedTensor, coded_tensors, share_scales
-from lowbit.statistics import histogram_range
+from lowbit.statistics import Range, histogram_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,9 +80,15 @@ def _range(
     method = "mse" if recipe.calibration == "auto" else recipe.calibration
     histogram = calibration.histograms[tensor.name]
     codes = fmt.element.code_count if fmt.element.kind == "integer" else 2**fmt.element.bits
+    note = ""
+    chosen = calibration.ranges.get(tensor.name) if method == "output-mse" else None
     if method == "moving-average":
         found = calibration.averages[tensor.name]
+    elif chosen is not None:
+        found, note = Range.covering(chosen.low, chosen.high), f": {chosen.note}"
     else:
+        # What no layer with a weight reads has no outputs to be judged by but itself.
+        method = "mse" if method == "output-mse" else method
         found = histogram_range(
             histogram, method, codes=codes, symmetric=fmt.symmetric and fmt.element.signed, percentile=recipe.percentile
         )
@@ -93,4 +99,4 @@ def _range(
             low, high = max(low, min(bottom, 0.0)), min(high, max(top, 0.0))
     if low == high == 0.0:
         high = 1.0
-    return (low, high), f"{method} over {calibration.samples} samples"
+    return (low, high), f"{method} over {calibration.samples} samples{note}"

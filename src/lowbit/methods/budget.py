@@ -65,6 +65,22 @@ def decibel(power: float) -> float:
     return -10.0 * math.log10(max(power, _LEAST))
 
 
+def _left_in_float(alone: float | None) -> str:
+    """Return why an operator that would be faster in integers is left in float, in words.
+
+    Args:
+        alone: Noise power at the output if it alone were in integers; `None` if that was not measured.
+    """
+    if alone is None:
+        return "kept in float for accuracy"
+    if alone <= _LEAST:
+        # The limit does not bind it, so that only conversions at its edges can.
+        return (
+            "kept in float beside operators that are for accuracy: in integers, alone, it adds no noise at the output"
+        )
+    return f"kept in float for accuracy: in integers, alone, it leaves {decibel(alone):.1f} dB at the output"
+
+
 def noise_budget(
     sensitivities: Sensitivities, stored: Mapping[str, Execution], limit: float, *, slowest: float | None = None
 ) -> NoiseBudget:
@@ -211,10 +227,8 @@ class Budget:
         for path, execution in fastest.executions.items():
             if execution in {"static", "dynamic"} and decision.executions.get(path) in {"float", "weight-only"}:
                 stored = "weights stored small; " if decision.executions[path] == "weight-only" else ""
-                reasons[path] = f"{stored}kept in float for accuracy"
-                if self._sensitivities is not None:
-                    alone = decibel(self._sensitivities.of(path, execution))
-                    reasons[path] += f": in integers, alone, it leaves {alone:.1f} dB at the output"
+                alone = None if self._sensitivities is None else self._sensitivities.of(path, execution)
+                reasons[path] = stored + _left_in_float(alone)
         return dataclasses.replace(decision, reasons=reasons)
 
     def _warn_out_of_reach(self) -> None:

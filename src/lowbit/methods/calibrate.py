@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lowbit.methods.output_ranges import OutputRange
     from lowbit.methods.rerounding import Rerounding
 
 __all__ = ["Calibration", "Watch", "calibrate", "observed_shapes"]
@@ -59,6 +60,7 @@ class Calibration:
         means: Mean per channel, `[C]` float32, by tensor.
         samples: How many feeds were seen.
         roundings: By site, how its codes are rounded; see `lowbit.methods.rerounding`.
+        ranges: By tensor, the range that its readers' outputs chose; see `lowbit.methods.output_ranges`.
     """
 
     histograms: dict[str, Histogram]
@@ -66,6 +68,7 @@ class Calibration:
     means: dict[str, NDArray[np.float32]]
     samples: int
     roundings: Mapping[str, Rerounding] = field(default_factory=dict)
+    ranges: Mapping[str, OutputRange] = field(default_factory=dict)
 
 
 def calibrate(

@@ -7,15 +7,13 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from lowbit.exceptions import RecipeError
 from lowbit.formats import Format, PerBlock, parse_format
 from lowbit.graph.constants import constant_array, is_stored_quantized
-from lowbit.graph.half import GUARDED
 from lowbit.methods.activation_ranges import activation_plans
 from lowbit.methods.calibrate import Calibration, Watch
 from lowbit.methods.expected_inputs import expected_mean
+from lowbit.methods.half import check_half, guarded, guarded_by_range
 from lowbit.methods.prepare import source_digest
 from lowbit.methods.rerounding import rounding_of
 from lowbit.plan.choose import Choice, NoiseBudget, choose_executions, explain_executions
@@ -26,6 +24,8 @@ from lowbit.plan.ranges import coded_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import onnx_ir as ir
 
     from lowbit.plan.cost import Shapes
     from lowbit.plan.recipe import Recipe
@@ -209,12 +209,8 @@ def activation_format(text: str) -> Format:
 
 def _decide_half(sites: Sequence[Site], recipe: Recipe, activations: Format, weights: Format) -> Decision:
     """Let everything compute in a 16-bit float that is not known to overflow or to lose its digits there."""
+    check_half(activations, weights)
     name = activations.element.name
-    if activations.element.bits != 16 or weights.element.name != name:
-        raise RecipeError(
-            f"activations are {name} and weights {weights.element.name}",
-            remedy="give the same 16-bit float for both, e.g. --weights float16 --activations float16",
-        )
     executions: dict[str, Execution] = {}
     reasons: dict[str, str] = {}
     chosen: dict[str, str] = {}
@@ -225,10 +221,8 @@ def _decide_half(sites: Sequence[Site], recipe: Recipe, activations: Format, wei
             reasons[site.path] = f"excluded by {rule.pattern!r}"
         elif site.subgraph:
             reasons[site.path] = "it lies in a subgraph, whose tensors calibration cannot see"
-        elif site.op_type in GUARDED or any(node.op_type in GUARDED for node in site.fused):
-            reasons[site.path] = f"{site.op_type} overflows or loses its digits in {name}"
-        elif site.output.dtype not in (ir.DataType.FLOAT, None):
-            reasons[site.path] = "it computes indices or shapes, not float32 numbers"
+        elif (reason := guarded(site, activations.element)) is not None:
+            reasons[site.path] = reason
         else:
             executions[site.path] = "half"
             reasons[site.path] = f"computed in {name}, as asked"
@@ -291,12 +285,9 @@ def make_plan(
         weights = decision.weights.get(site.path)
         reason = decision.reasons[site.path]
         if execution == "half" and calibration is not None:
-            largest = _largest(calibration, site)
-            if largest > decision.activations.element.maximum / _HEADROOM:
-                execution, weights = "float", None
-                reason = (
-                    f"its output reaches {largest:.3g}, too close to where {decision.activations.element.name} ends"
-                )
+            guard = guarded_by_range(site, decision.activations.element, calibration)
+            if guard is not None:
+                execution, weights, reason = "float", None, guard
         mean = None
         correct = recipe.bias_correction and execution in _CORRECTED and weights is not None
         if correct and _correctable(site):
@@ -344,14 +335,6 @@ def make_plan(
 _CORRECTED = ("static", "weight-only")
 # Weights of so few bits need a scale for every few of them.
 _FEW_BITS = 4
-# Data that calibration has not seen may be this many times larger before a 16-bit float overflows.
-_HEADROOM = 4.0
-
-
-def _largest(calibration: Calibration, site: Site) -> float:
-    """Return the largest magnitude that calibration saw in a site's output."""
-    histogram = calibration.histograms[site.output.name or ""]
-    return max(abs(histogram.low), abs(histogram.high))
 
 
 def _allowed(

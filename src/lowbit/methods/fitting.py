@@ -12,6 +12,9 @@ from lowbit.methods.calibrate import Calibration, Watch, calibrate
 from lowbit.methods.checkpoint import Checkpoint, learning_folder
 from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.decide import Decision, make_plan, watch_list
+from lowbit.methods.output_ranges import output_ranges
+from lowbit.methods.quantized_inputs import rounded_for_quantized_inputs
+from lowbit.methods.reestimate import reestimated_plan
 from lowbit.methods.rerounding import first_rounding, roundings, tells
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from lowbit.methods.work import Work
     from lowbit.plan.plan import Plan
 
-__all__ = ["calibrated", "with_compensation", "with_learned"]
+__all__ = ["calibrated", "with_compensation", "with_learned", "with_quantized_inputs", "with_reestimated"]
 
 
 def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Calibration | None:
@@ -41,6 +44,8 @@ def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Cal
             # A second calibration watches other tensors; the file is for the first, long one.
             checkpoint = _checkpoint(work, watch) if known is None else None
             found = calibrate(work.model, work.calibration_data, watch, checkpoint=checkpoint, advance=advance)
+    if work.recipe.calibration == "output-mse" and found is not None and tells(work.calibration_data):
+        found = _with_output_ranges(work, decision, found)
     if work.recipe.rounding == "nearest":
         return found
     seen = found or Calibration(histograms={}, averages={}, means={}, samples=0)
@@ -66,6 +71,23 @@ def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Cal
             seed=work.recipe.seed,
         )
     return dataclasses.replace(seen, roundings=chosen) if chosen else found
+
+
+def _with_output_ranges(work: Work, decision: Decision, found: Calibration) -> Calibration:
+    """Choose the ranges of activations by the outputs of what reads them; what is known is not measured again."""
+    assert work.calibration_data is not None
+    with work.stages("Choose ranges by outputs", None):
+        ranges = output_ranges(
+            work.model,
+            work.sites,
+            decision.executions,
+            decision.activations,
+            found.histograms,
+            work.calibration_data,
+            known=found.ranges,
+            seed=work.recipe.seed,
+        )
+    return dataclasses.replace(found, ranges=ranges)
 
 
 def with_learned(work: Work, plan: Plan) -> Plan:
@@ -97,6 +119,41 @@ def with_compensation(work: Work, plan: Plan) -> Plan:
         return plan
     with work.stages("Make up for few bits", None):
         return compensated_plan(work.model, work.sites, plan, work.recipe, work.target, work.calibration_data)
+
+
+def with_quantized_inputs(work: Work, plan: Plan) -> Plan:
+    """Round weights for what the quantized layers before give; the plan then holds it."""
+    if work.calibration_data is None or not tells(work.calibration_data):
+        missing = (
+            "weights were not rounded for quantized inputs: random numbers, or none, do not show them; give --data"
+        )
+        return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
+    # PyTorch takes a second to load, and nothing else needs it.
+    from lowbit.methods.coded_walk import count_layers
+
+    with work.stages("Round for quantized inputs", count_layers(work.model, work.target)) as advance:
+        return rounded_for_quantized_inputs(
+            work.model,
+            plan,
+            work.target,
+            work.calibration_data,
+            kind=first_rounding(work.recipe, work.target),
+            biases=work.recipe.bias_correction,
+            seed=work.recipe.seed,
+            advance=advance,
+        )
+
+
+def with_reestimated(work: Work, plan: Plan) -> Plan:
+    """Restore means and spreads of the outputs of layers; the plan then holds it."""
+    if work.calibration_data is None or not tells(work.calibration_data):
+        missing = "nothing was re-estimated: random numbers, or none, do not say what a layer gives; give --data"
+        return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
+    # PyTorch takes a second to load, and nothing else needs it.
+    from lowbit.methods.coded_walk import count_layers
+
+    with work.stages("Re-estimate layer by layer", count_layers(work.model, work.target)) as advance:
+        return reestimated_plan(work.model, plan, work.target, work.calibration_data, advance=advance)
 
 
 def _checkpoint(work: Work, watch: Watch) -> Checkpoint | None:

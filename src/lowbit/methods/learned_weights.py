@@ -13,6 +13,7 @@ from lowbit.methods.weights import EncodedWeight, encode_weight, kernel_matrix, 
 from lowbit.plan.packed import pack_steps, unpack_floats
 from lowbit.reconstruction.adaptive_rounding import AdaptiveRounding
 from lowbit.reconstruction.learned_rounding import LearnedRounding
+from lowbit.reconstruction.weight_grid import WeightGrid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,10 +103,10 @@ def soft_weight(site: Site, encoded: EncodedWeight, kind: Learning) -> SoftWeigh
     def spread(tensor: torch.Tensor) -> torch.Tensor:
         return _spread(tensor, fmt, shape)
 
+    grid = WeightGrid(scale=scale, spread=spread, low=low, high=high, zero_point=zero_point)
     if kind == "adaround":
-        return AdaptiveRounding(weight, scale, spread=spread, low=low, high=high, zero_point=zero_point)
-    codes = torch.from_numpy(encoded.codes.astype(np.float32))
-    return LearnedRounding(weight, codes, scale, spread=spread, low=low, high=high, zero_point=zero_point)
+        return AdaptiveRounding(weight, grid)
+    return LearnedRounding(weight, torch.from_numpy(encoded.codes.astype(np.float32)), grid)
 
 
 def _spread(tensor: torch.Tensor, fmt: Format, shape: tuple[int, ...]) -> torch.Tensor:

@@ -90,6 +90,15 @@ class LinearLayer:
         factors = scales.reshape(self.group, 1, -1, *(1,) * (self.weight.ndim - 2))
         self.weight = (split * factors).reshape(self.weight.shape)
 
+    def response(self, constants: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what every output gains where each input channel is larger by a constant, `[C_in]` to `[C_out]`.
+
+        At the borders of what a convolution pads with zeros, less is gained.
+        """
+        summed = self._by_group().reshape(self.group, self.channels // self.group, self.inputs // self.group, -1)
+        found: NDArray[np.float64] = np.einsum("goik,gi->go", summed, constants.reshape(self.group, -1)).reshape(-1)
+        return found
+
     def store(self) -> None:
         """Write weight and bias into the model, as float32."""
         value = self.node.inputs[1]

@@ -5,11 +5,13 @@ Plans are made for the cleaned model. What they ask for beforehand is part of th
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowbit.exceptions import RecipeError
 from lowbit.graph import digest
+from lowbit.methods.absorb import apply_absorptions
 from lowbit.methods.equalize import equalize
 from lowbit.methods.migrate import apply_migrations
 from lowbit.methods.rotate import apply_rotations
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from lowbit.plan.plan import MigrationPlan, Plan, RotationPlan
+    from lowbit.plan.plan import AbsorptionPlan, MigrationPlan, Plan, RotationPlan
     from lowbit.plan.recipe import Recipe
 
-__all__ = ["PREPARED_KEY", "Prepared", "migrated", "prepare", "prepared_for", "rotated", "source_digest"]
+__all__ = ["PREPARED_KEY", "Prepared", "absorbed", "migrated", "prepare", "prepared_for", "rotated", "source_digest"]
 
 PREPARED_KEY = "lowbit.prepared_from"
 """Entry of a prepared model's metadata, in memory only: the digest of the cleaned model that it was made from."""
@@ -36,12 +38,14 @@ class Prepared:
         model: The cleaned model itself, if there was nothing to do.
         migrations: Scales that were moved, for the plan.
         rotations: What was rotated, likewise.
+        absorptions: Biases that were moved, likewise.
         notes: What was done and what not, in words.
     """
 
     model: ir.Model
     migrations: tuple[MigrationPlan, ...] = ()
     rotations: tuple[RotationPlan, ...] = ()
+    absorptions: tuple[AbsorptionPlan, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -75,44 +79,55 @@ def prepared_for(model: ir.Model, plan: Plan) -> ir.Model:
             remedy="make a new plan with --save-plan",
         )
     equalized = bool(plan.options.get("equalize", False))
-    if PREPARED_KEY in model.metadata_props or not (equalized or plan.migrations or plan.rotations):
+    moved = equalized or plan.absorptions or plan.migrations or plan.rotations
+    if PREPARED_KEY in model.metadata_props or not moved:
         return model
     result = equalize(model).model if equalized else model
+    result = apply_absorptions(result, plan.absorptions)
     return _marked(apply_migrations(apply_rotations(result, plan.rotations), plan.migrations), model)
 
 
-def rotated(prepared: Prepared, rotations: Sequence[RotationPlan], notes: Sequence[str]) -> Prepared:
-    """Rotate channels in a model that was equalized or not.
+def absorbed(prepared: Prepared, absorptions: Sequence[AbsorptionPlan], notes: Sequence[str]) -> Prepared:
+    """Move biases behind activation functions in a model that was equalized or not.
 
     Args:
         prepared: What `prepare` returned.
+        absorptions: What to move.
+        notes: What was done and what not, in words.
+    """
+    moved = apply_absorptions(prepared.model, absorptions) if absorptions else prepared.model
+    return _further(prepared, moved, notes, absorptions=tuple(absorptions))
+
+
+def rotated(prepared: Prepared, rotations: Sequence[RotationPlan], notes: Sequence[str]) -> Prepared:
+    """Rotate channels in a model that was prepared so far.
+
+    Args:
+        prepared: What `prepare` or `absorbed` returned.
         rotations: What to rotate.
         notes: What was done and what not, in words.
     """
-    both = (*prepared.notes, *notes)
-    if not rotations:
-        return Prepared(model=prepared.model, notes=both)
-    source = source_digest(prepared.model)
-    moved = apply_rotations(prepared.model, rotations)
-    moved.metadata_props[PREPARED_KEY] = source
-    return Prepared(model=moved, rotations=tuple(rotations), notes=both)
+    moved = apply_rotations(prepared.model, rotations) if rotations else prepared.model
+    return _further(prepared, moved, notes, rotations=tuple(rotations))
 
 
 def migrated(prepared: Prepared, migrations: Sequence[MigrationPlan], notes: Sequence[str]) -> Prepared:
-    """Move scales in a model that was equalized or not.
+    """Move scales in a model that was prepared so far.
 
     Args:
-        prepared: What `prepare` returned.
+        prepared: What `prepare`, `absorbed` or `rotated` returned.
         migrations: What to move.
         notes: What was done and what not, in words.
     """
-    both = (*prepared.notes, *notes)
-    if not migrations:
-        return Prepared(model=prepared.model, rotations=prepared.rotations, notes=both)
-    source = source_digest(prepared.model)
-    moved = apply_migrations(prepared.model, migrations)
-    moved.metadata_props[PREPARED_KEY] = source
-    return Prepared(model=moved, migrations=tuple(migrations), rotations=prepared.rotations, notes=both)
+    moved = apply_migrations(prepared.model, migrations) if migrations else prepared.model
+    return _further(prepared, moved, notes, migrations=tuple(migrations))
+
+
+def _further(prepared: Prepared, model: ir.Model, notes: Sequence[str], **plans: Any) -> Prepared:
+    """Return a prepared model with one more step, marked as made from the same cleaned model."""
+    if model is not prepared.model:
+        model.metadata_props[PREPARED_KEY] = source_digest(prepared.model)
+    return dataclasses.replace(prepared, model=model, notes=(*prepared.notes, *notes), **plans)
 
 
 def source_digest(model: ir.Model) -> str:

@@ -11,6 +11,7 @@ from lowbit.data import batched, input_specs
 from lowbit.exceptions import RecipeError
 from lowbit.graph import clean, load_model, save_model
 from lowbit.importing import import_model, is_foreign
+from lowbit.methods.absorption_search import find_absorptions
 from lowbit.methods.account import provenance_of, warnings_of
 from lowbit.methods.apply import apply_plan
 from lowbit.methods.calibrate import observed_shapes
@@ -22,7 +23,7 @@ from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.measuring import accounted, elsewhere_of, verified
 from lowbit.methods.migration_search import find_migrations
-from lowbit.methods.prepare import Prepared, migrated, prepare, prepared_for, rotated
+from lowbit.methods.prepare import Prepared, absorbed, migrated, prepare, prepared_for, rotated
 from lowbit.methods.rerounding import tells
 from lowbit.methods.result import Result
 from lowbit.methods.rotate import INSERTED
@@ -183,6 +184,7 @@ def quantize(
             model=prepared.model,
             migrations=prepared.migrations,
             rotations=prepared.rotations,
+            absorptions=prepared.absorptions,
             sites=sites,
             recipe=settings,
             target=target,
@@ -230,9 +232,12 @@ def quantize(
 
 
 def _prepared(cleaned: ir.Model, recipe: Recipe, target: Target, data: Dataset | None, stages: Stages) -> Prepared:
-    """Return the float model that plans are made for: equalized, and with scales moved, as far as is asked for."""
+    """Return the float model that plans are made for: equalized, with biases and scales moved, as far as is asked."""
     with stages("Prepare the model", None):
         prepared = prepare(cleaned, recipe)
+        if recipe.absorb_bias:
+            seen = data if data is not None and tells(data) else None
+            prepared = absorbed(prepared, *find_absorptions(prepared.model, recipe, target, seen))
         if recipe.rotate != "none":
             if data is None or not tells(data):
                 prepared = rotated(prepared, (), ("nothing rotated: whether it helps is measured on calibration data",))

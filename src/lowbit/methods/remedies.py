@@ -27,6 +27,11 @@ _RANGES: frozenset[CauseKind] = frozenset({*_OUTLIERS, "long tail"})
 # What remains of everything after learning, and what is left in float costs time: both come after what is free.
 _LEARNED, _EXCLUDED = 0.3, 0.25
 _GUESSED = 0.4
+# What outputs say of a range matters where codes are few; of 256 most ranges leave enough.
+_BY_OUTPUTS, _BY_OUTPUTS_OF_FEW_BITS = 0.35, 0.9
+_BYTE = 8
+# Few outlier channels are outliers by their bias alone.
+_ABSORBED = 0.2
 _FEW_BITS = 4
 # A layer that makes less of the noise is not worth its time in float.
 _LOUD = 0.15
@@ -76,11 +81,20 @@ def _ranges(recipe: Recipe, layers: Sequence[DiagnosedLayer]) -> Iterable[Remedy
     clipped = _activation_noise(layers, lambda layer: _has(layer, frozenset({"clipped range"})))
     if recipe.calibration != "minmax":
         yield Remedy(name="calibration minmax", changes={"calibration": "minmax"}, promise=0.9 * clipped)
-    if recipe.calibration not in {"auto", "mse"}:
+    if recipe.calibration != "output-mse":
+        share = _BY_OUTPUTS_OF_FEW_BITS if _few_activation_bits(recipe) else _BY_OUTPUTS
+        changes = {"calibration": "output-mse"}
+        yield Remedy(name="calibration output-mse", changes=changes, promise=share * max(tail, static))
+    if recipe.calibration not in {"auto", "mse", "output-mse"}:
         yield Remedy(name="calibration mse", changes={"calibration": "mse"}, promise=promise)
     else:
-        changes = {"calibration": "percentile", "percentile": _PERCENTILE}
-        yield Remedy(name=f"calibration percentile {_PERCENTILE}", changes=changes, promise=promise)
+        percentile = {"calibration": "percentile", "percentile": _PERCENTILE}
+        yield Remedy(name=f"calibration percentile {_PERCENTILE}", changes=percentile, promise=promise)
+
+
+def _few_activation_bits(recipe: Recipe) -> bool:
+    text = recipe.activations
+    return text not in {None, "none", "dynamic"} and parse_format(str(text)).element.bits < _BYTE
 
 
 def _weights(recipe: Recipe, target: Target, layers: Sequence[DiagnosedLayer]) -> Iterable[Remedy]:
@@ -95,6 +109,12 @@ def _weights(recipe: Recipe, target: Target, layers: Sequence[DiagnosedLayer]) -
         yield Remedy(name=f"weights {channels}", changes={"weights": channels}, promise=noise)
     if recipe.weight_range == "minmax":
         yield Remedy(name="weight_range mse", changes={"weight_range": "mse"}, promise=max(0.8 * coarse, 0.2 * noise))
+    if not recipe.reestimate and not recipe.learns:
+        promise = max(0.6 * coarse, 0.2 * noise)
+        yield Remedy(name="reestimate", changes={"reestimate": True}, promise=promise)
+    if recipe.rounding_inputs == "float" and recipe.rounding != "nearest" and not recipe.learns:
+        promise = max(0.65 * coarse, 0.25 * noise)
+        yield Remedy(name="rounding_inputs quantized", changes={"rounding_inputs": "quantized"}, promise=promise)
     if recipe.rounding in {"nearest", "compensated"}:
         few = fmt.element.bits <= _FEW_BITS
         yield Remedy(
@@ -107,6 +127,9 @@ def _scales(recipe: Recipe, layers: Sequence[DiagnosedLayer]) -> Iterable[Remedy
         spread = frozenset({*_OUTLIERS, "outlier weights"})
         promise = sum(layer.share for layer in layers if _has(layer, spread))
         yield Remedy(name="equalize", changes={"equalize": True}, promise=0.7 * promise)
+    if not recipe.absorb_bias:
+        promise = _activation_noise(layers, lambda layer: _has(layer, _OUTLIERS))
+        yield Remedy(name="absorb_bias", changes={"absorb_bias": True}, promise=_ABSORBED * promise)
     if recipe.smooth == "none":
         promise = _activation_noise(layers, lambda layer: layer.op_type in _MATRICES and _has(layer, _OUTLIERS))
         yield Remedy(name="smooth smoothquant", changes={"smooth": "smoothquant"}, promise=0.9 * promise)

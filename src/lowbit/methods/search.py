@@ -10,7 +10,7 @@ from lowbit.formats import parse_format
 from lowbit.methods.account import SLOWER
 from lowbit.methods.apply import Applied, apply_plan
 from lowbit.methods.decide import decide, make_plan
-from lowbit.methods.fitting import calibrated, with_compensation, with_learned
+from lowbit.methods.fitting import calibrated, with_compensation, with_learned, with_quantized_inputs, with_reestimated
 from lowbit.methods.measuring import timed_again, verified
 from lowbit.methods.planner import budget_of, planner_of
 from lowbit.methods.rerounding import tells
@@ -66,13 +66,23 @@ def search(work: Work) -> tuple[Applied, Verification, Calibration | None, Predi
             work.shapes,
             data_free=not tells(work.calibration_data),
         )
+        if work.recipe.rounding_inputs == "quantized":
+            plan = with_quantized_inputs(work, plan)
         if work.recipe.learns and not learned:
             plan, learned = with_learned(work, plan), True
         warnings = (*plan.warnings, *source.warnings, *refusals[-1:])
-        plan = dataclasses.replace(plan, warnings=warnings, migrations=work.migrations, rotations=work.rotations)
+        plan = dataclasses.replace(
+            plan,
+            warnings=warnings,
+            migrations=work.migrations,
+            rotations=work.rotations,
+            absorptions=work.absorptions,
+        )
         if budget is not None:
             plan = dataclasses.replace(plan, warnings=(*plan.warnings, *budget.warnings))
         plan = with_compensation(work, plan)
+        if work.recipe.reestimate:
+            plan = with_reestimated(work, plan)
         with work.stages("Build the artifact", None):
             applied = apply_plan(work.model, plan)
         try:

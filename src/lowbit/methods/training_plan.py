@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from lowbit.exceptions import RecipeError
-from lowbit.formats import parse_format
+from lowbit.formats import PerTensor, parse_format
 from lowbit.graph.clean.dead_code import remove_dead_code
 from lowbit.graph.constants import constant_array
 from lowbit.graph.editor import Editor
@@ -129,9 +129,9 @@ def _with_wide_edges(decision: Decision, graph: WeightedGraph) -> Decision:
         text = weights.get(path)
         if text is None:
             continue
-        element = parse_format(text).element
-        if element.kind == "integer" and element.bits < _BYTE and decision.executions[path] == "static":
-            weights[path] = _EIGHT_BIT_WEIGHTS
+        asked = parse_format(text)
+        if asked.element.kind == "integer" and asked.element.bits < _BYTE and decision.executions[path] == "static":
+            weights[path] = "int8:per-tensor" if isinstance(asked.granularity, PerTensor) else _EIGHT_BIT_WEIGHTS
     return dataclasses.replace(decision, weights=weights)
 
 

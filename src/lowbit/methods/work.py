@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowbit.methods.costs import LoadedCosts
     from lowbit.methods.stages import Stages
     from lowbit.methods.verify import Metric
-    from lowbit.plan.plan import MigrationPlan, RotationPlan
+    from lowbit.plan.plan import AbsorptionPlan, MigrationPlan, RotationPlan
     from lowbit.plan.recipe import Recipe
     from lowbit.plan.sites import Site
     from lowbit.runtime.session import Feed
@@ -32,6 +32,7 @@ class Work:
     model: ir.Model
     migrations: tuple[MigrationPlan, ...]
     rotations: tuple[RotationPlan, ...]
+    absorptions: tuple[AbsorptionPlan, ...]
     sites: tuple[Site, ...]
     recipe: Recipe
     target: Target

@@ -32,7 +32,7 @@ def embed_plan(model: ir.Model, plan: Plan) -> None:
     """
     sites = tuple(dataclasses.replace(site, **_UNNEEDED) for site in plan.sites)
     text = json.dumps(
-        dataclasses.replace(plan, sites=sites, warnings=(), migrations=(), rotations=()).to_dict(),
+        dataclasses.replace(plan, sites=sites, warnings=(), migrations=(), rotations=(), absorptions=()).to_dict(),
         separators=(",", ":"),
     )
     packed = zlib.compress(text.encode(), level=9)

@@ -29,12 +29,13 @@ __all__ = [
 ]
 
 Method = Literal["auto", "best", "static", "dynamic", "weight-only"]
-Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
+Calibration = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy", "output-mse"]
 Io = Literal["float", "int8"]
 Optimize = Literal["latency", "size", "accuracy"]
 Smooth = Literal["none", "smoothquant", "awq"]
 Rotate = Literal["none", "offline", "online"]
 Rounding = Literal["nearest", "compensated", "gptq", "adaround", "learned"]
+RoundingInputs = Literal["float", "quantized"]
 METHODS: tuple[Method, ...] = get_args(Method)
 RULE_METHODS: tuple[str, ...] = (*(method for method in METHODS if method != "best"), "float")
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
@@ -79,7 +80,8 @@ class Recipe:
             unit: 0.01 of a top-1 accuracy that counts from 0 to 1 is one percentage point.
         weights: Weight format as text, e.g. `int8:per-channel`; `None` takes the target's.
         activations: Activation format as text, `none` or `dynamic`; `None` takes the target's.
-        calibration: How activation ranges are chosen; `auto` is `mse`.
+        calibration: How activation ranges are chosen; `auto` is `mse`, and `output-mse` looks at the outputs of the
+            layers that read the activations.
         percentile: Percentage of values that `percentile` keeps.
         weight_range: How weight ranges are chosen.
         bias_correction: Whether biases make up for the mean error that rounding the weights causes.
@@ -87,8 +89,15 @@ class Recipe:
             calibration are correlated; `gptq` goes further for it, which pays at 4 bits and fewer; `learned` then
             restores the float outputs block by block, learning roundings, scales and biases by gradient; `adaround`
             learns layer by layer whether each weight is rounded down or up; `nearest` rounds each to nearest.
+        rounding_inputs: Whose inputs weights are rounded for: those that layers have in the `float` model, or, layer by
+            layer, those that the `quantized` layers before really give, so that each makes up for errors of those.
+        reestimate: Whether layers get back the mean and spread that each of their outputs has in float, by a factor in
+            the weight scales and a shift in the biases, as far as it helps; what BatchNorms would do, were they not
+            folded.
         time: Seconds that learning may take; `None` sets no limit.
         equalize: Whether the channels between two layers are scaled so that their ranges are alike on both sides.
+        absorb_bias: Whether high biases in front of a Relu or Clip move into the layer behind it, which makes the range
+            of the activations smaller. Kept where it helps.
         rotate: Whether channels are rotated so that outliers spread over all of them: `offline` where linear layers on
             both sides take the rotation, `online` also by MatMuls that are added. Kept where it helps.
         smooth: Whether scales move from activations to the weights that read them: `smoothquant` where activations have
@@ -120,8 +129,11 @@ class Recipe:
     weight_range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     bias_correction: bool = True
     rounding: Rounding = "compensated"
+    rounding_inputs: RoundingInputs = "float"
+    reestimate: bool = False
     time: float | None = None
     equalize: bool = False
+    absorb_bias: bool = False
     rotate: Rotate = "none"
     smooth: Smooth = "none"
     outliers: float = 0.0
@@ -138,11 +150,23 @@ class Recipe:
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("weight_range", self.weight_range, ("minmax", "percentile", "mse", "entropy"))
         _one_of("rounding", self.rounding, get_args(Rounding))
+        _one_of("rounding_inputs", self.rounding_inputs, get_args(RoundingInputs))
+        if self.rounding == "nearest" and self.rounding_inputs == "quantized":
+            raise RecipeError(
+                "rounding is nearest and rounding_inputs is quantized",
+                cause="rounding to nearest looks at no inputs",
+                remedy="use --rounding gptq, or leave rounding_inputs out",
+            )
         _one_of("rotate", self.rotate, get_args(Rotate))
         _one_of("smooth", self.smooth, get_args(Smooth))
         _one_of("io", self.io, get_args(Io))
-        if not isinstance(self.equalize, bool):
-            raise RecipeError(f"equalize is {self.equalize!r}", remedy="use true or false")
+        for label, switch in (
+            ("equalize", self.equalize),
+            ("absorb_bias", self.absorb_bias),
+            ("reestimate", self.reestimate),
+        ):
+            if not isinstance(switch, bool):
+                raise RecipeError(f"{label} is {switch!r}", remedy="use true or false")
         if not 50.0 <= self.percentile <= 100.0:
             raise RecipeError(f"percentile is {self.percentile}", remedy="use a percentage from 50 to 100")
         for label, limit, lowest in (

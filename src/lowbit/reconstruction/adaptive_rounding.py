@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from lowbit.reconstruction.weight_grid import WeightGrid
 
 __all__ = ["AdaptiveRounding", "rectified_sigmoid"]
 
@@ -34,34 +34,15 @@ class AdaptiveRounding(torch.nn.Module):
 
     Args:
         weight: Any shape, float32.
-        scale: Positive float32, shaped as the format's granularity says.
-        spread: Broadcasts a tensor shaped like the scale to the weight.
-        low: Lowest code.
-        high: Highest code.
-        zero_point: In codes, shaped like the scale; none is 0.
+        grid: The codes that it may take.
     """
 
     floor: torch.Tensor
-    zero_point: torch.Tensor
-    kept_scale: torch.Tensor
 
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        scale: torch.Tensor,
-        *,
-        spread: Callable[[torch.Tensor], torch.Tensor],
-        low: int,
-        high: int,
-        zero_point: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, weight: torch.Tensor, grid: WeightGrid) -> None:
         super().__init__()
-        self.spread = spread
-        self.low, self.high = float(low), float(high)
-        offset = torch.zeros((), dtype=weight.dtype) if zero_point is None else spread(zero_point)
-        exact = weight / spread(scale) + offset
-        self.register_buffer("zero_point", offset)
-        self.register_buffer("kept_scale", scale)
+        self.grid = grid
+        exact = grid.position(weight)
         self.register_buffer("floor", torch.floor(exact))
         fraction = exact - self.floor
         # h(V) = fraction at the start: the inverse of the stretched sigmoid, which no fraction takes to infinity.
@@ -69,7 +50,7 @@ class AdaptiveRounding(torch.nn.Module):
 
     def forward(self) -> torch.Tensor:
         """Return the weight between its codes; gradients reach V, but not where both codes lie beyond the ends."""
-        return self._at(rectified_sigmoid(self.position))
+        return self.grid.decode(self.grid.clamp(self.floor + rectified_sigmoid(self.position)))
 
     def scales(self) -> list[torch.nn.Parameter]:
         """Return nothing: AdaRound leaves scales as they are."""
@@ -78,17 +59,17 @@ class AdaptiveRounding(torch.nn.Module):
     @torch.no_grad()
     def codes(self) -> torch.Tensor:
         """Return the codes: float32 that hold integers from `low` to `high`."""
-        return (self.floor + (self.position >= 0)).clamp(self.low, self.high)
+        return self.grid.clamp(self.floor + (self.position >= 0))
 
     @torch.no_grad()
     def scale(self) -> torch.Tensor:
         """Return the scale that decodes, in the shape that it was given in."""
-        return self.kept_scale
+        return self.grid.scale
 
     @torch.no_grad()
     def decoded(self) -> torch.Tensor:
         """Return the decoded weight."""
-        return (self.codes() - self.zero_point) * self.spread(self.kept_scale)
+        return self.grid.decode(self.codes())
 
     def confine(self) -> None:
         """Do nothing: a rectified sigmoid is confined."""
@@ -100,7 +81,3 @@ class AdaptiveRounding(torch.nn.Module):
         done = (progress - _WARM_UP) / (1 - _WARM_UP)
         beta = _LAST_BETA + 0.5 * (_FIRST_BETA - _LAST_BETA) * (1 + math.cos(math.pi * done))
         return (1 - (2 * rectified_sigmoid(self.position) - 1).abs().pow(beta)).sum()
-
-    def _at(self, fraction: torch.Tensor) -> torch.Tensor:
-        codes = (self.floor + fraction).clamp(self.low, self.high)
-        return (codes - self.zero_point) * self.spread(self.kept_scale)

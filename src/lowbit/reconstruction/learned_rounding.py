@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from lowbit.reconstruction.weight_grid import WeightGrid
 
 __all__ = ["LearnedRounding"]
 
@@ -28,46 +28,28 @@ class LearnedRounding(torch.nn.Module):
     Args:
         weight: Any shape, float32.
         codes: Codes to start from, float32 that hold integers.
-        scale: Positive float32, shaped as the format's granularity says.
-        spread: Broadcasts a tensor shaped like the scale to the weight.
-        low: Lowest code.
-        high: Highest code.
-        zero_point: In codes, shaped like the scale; none is 0.
+        grid: The codes that it may take; its scale is where the learned one starts.
     """
 
     bottom: torch.Tensor
     top: torch.Tensor
-    zero_point: torch.Tensor
 
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        codes: torch.Tensor,
-        scale: torch.Tensor,
-        *,
-        spread: Callable[[torch.Tensor], torch.Tensor],
-        low: int,
-        high: int,
-        zero_point: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, weight: torch.Tensor, codes: torch.Tensor, grid: WeightGrid) -> None:
         super().__init__()
-        self.spread = spread
-        self.low, self.high = float(low), float(high)
-        offset = torch.zeros((), dtype=weight.dtype) if zero_point is None else spread(zero_point)
-        exact = weight / spread(scale) + offset
+        self.grid = grid
+        exact = grid.position(weight)
         # Towards the weight, but far enough from the next code that only a steady gradient leads there.
         margin = _MARGIN
         start = torch.minimum(torch.maximum(exact, codes - margin), codes + margin)
-        self.register_buffer("zero_point", offset)
         self.register_buffer("bottom", torch.minimum(exact, start) - _REACH)
         self.register_buffer("top", torch.maximum(exact, start) + _REACH)
         self.position = torch.nn.Parameter(start)
-        self.log_scale = torch.nn.Parameter(torch.log(scale))
+        self.log_scale = torch.nn.Parameter(torch.log(grid.scale))
 
     def forward(self) -> torch.Tensor:
         """Return the decoded weight; gradients pass through rounding to the positions, and to the scale."""
-        codes: torch.Tensor = _Codes.apply(self.position, self.low, self.high)
-        return (codes - self.zero_point) * self.spread(torch.exp(self.log_scale))
+        codes: torch.Tensor = _Codes.apply(self.position, float(self.grid.low), float(self.grid.high))
+        return self.grid.decode(codes, torch.exp(self.log_scale))
 
     def scales(self) -> list[torch.nn.Parameter]:
         """Return the logarithm of the scale, which is learned too."""
@@ -79,7 +61,7 @@ class LearnedRounding(torch.nn.Module):
     @torch.no_grad()
     def codes(self) -> torch.Tensor:
         """Return the codes: float32 that hold integers from `low` to `high`."""
-        return torch.round(self.position).clamp(self.low, self.high)
+        return self.grid.clamp(torch.round(self.position))
 
     @torch.no_grad()
     def scale(self) -> torch.Tensor:
@@ -89,7 +71,7 @@ class LearnedRounding(torch.nn.Module):
     @torch.no_grad()
     def decoded(self) -> torch.Tensor:
         """Return the decoded weight."""
-        return (self.codes() - self.zero_point) * self.spread(self.scale())
+        return self.grid.decode(self.codes(), self.scale())
 
     @torch.no_grad()
     def confine(self) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lowbit.exceptions import EngineError
+from lowbit.runtime.quiet import without_stderr
 from lowbit.runtime.session import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -77,7 +75,7 @@ def litert_session(model: bytes, *, kernels: Kernels = "xnnpack", threads: int =
 
     resolver = OpResolverType.AUTO if kernels == "xnnpack" else OpResolverType.BUILTIN_REF
     try:
-        with _without_stderr():
+        with without_stderr():
             interpreter = Interpreter(model_content=model, num_threads=threads, experimental_op_resolver_type=resolver)
             interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
@@ -95,22 +93,3 @@ def _litert() -> Any:
     except ImportError as error:
         raise EngineError("LiteRT is not installed", remedy='pip install "lowbit[litert]"') from error
     return ai_edge_litert
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Keep what the engine's own code says about its delegates off the terminal: no option turns it off."""
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # stderr is closed: there is nothing to keep clean
-        yield
-        return
-    silence = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(silence, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(silence)

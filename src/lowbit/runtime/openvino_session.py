@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from lowbit.runtime.session import Feed
 
-__all__ = ["OpenVinoSession", "openvino_kernels", "openvino_session", "openvino_version"]
+__all__ = ["OpenVinoSession", "openvino_ir", "openvino_kernels", "openvino_session", "openvino_version"]
 
 # What is in the runtime graph without being work.
 _NOT_WORK = frozenset({"Const", "Input", "Output"})
@@ -113,6 +114,30 @@ def openvino_session(model: str | Path | bytes, *, threads: int = 0, profile: bo
     )
 
 
+def openvino_ir(model: str | Path | bytes) -> tuple[bytes, bytes]:
+    """Return a model as OpenVINO's saved IR: the bytes of the `.xml` and of the `.bin`, which belong side by side.
+
+    Codes stay codes, and what is float32 stays float32.
+
+    Args:
+        model: Path of an ONNX file, or a serialized `ModelProto` without external data.
+
+    Raises:
+        EngineError: OpenVINO is not installed, or refuses the model.
+    """
+    openvino = _openvino()
+    try:
+        core = openvino.Core()
+        loaded = core.read_model(str(model)) if isinstance(model, (str, Path)) else core.read_model(model, b"")
+        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+            path = Path(folder) / "model.xml"
+            _number(loaded)
+            openvino.save_model(loaded, str(path), compress_to_fp16=False)
+            return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+    except Exception as error:
+        raise EngineError(f"{openvino_version()} does not convert the model", cause=first_line(error)) from error
+
+
 def openvino_kernels(session: OpenVinoSession) -> KernelGraph:
     """Return the graph that OpenVINO runs, with the names of the nodes that each kernel stands for."""
     kernels = []
@@ -150,6 +175,18 @@ def _openvino() -> Any:
             remedy='install the extra: pip install "lowbit[openvino]"',
         ) from error
     return openvino
+
+
+def _number(model: Any) -> None:
+    """Name what the ONNX model had no name for by its place: OpenVINO counts on from model to model in a process."""
+    operators = model.get_ordered_ops()
+    unnamed = [node for node in operators if node.get_friendly_name() == node.get_name()]
+    taken = {node.get_friendly_name() for node in operators} - {node.get_name() for node in unnamed}
+    for place, node in enumerate(unnamed):
+        name = f"{node.get_type_name()}_{place}"
+        while name in taken:
+            name += "_"
+        node.set_friendly_name(name)
 
 
 def _name(port: Any) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from lowbit.exceptions import ModelError
 from lowbit.exporters.litert.constants import plain_constant
 from lowbit.exporters.litert.flatbuffer import serialize_program
@@ -14,9 +12,11 @@ from lowbit.exporters.litert.operators import RULES
 from lowbit.exporters.litert.placement import NHWC, identity
 from lowbit.exporters.litert.refusal import Refusal
 from lowbit.exporters.litert.tidying import tidy
-from lowbit.graph import clean
+from lowbit.exporters.shapes import with_fixed_shapes
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from lowbit.exporters.litert.tensors import Program, Tensor
 
 __all__ = ["program_of", "render_litert"]
@@ -44,7 +44,7 @@ def render_litert(model: ir.Model, *, layout: str = "nhwc", interface: str = "in
 
 def program_of(model: ir.Model, *, layout: str = "nhwc", interface: str = "int8") -> Program:
     """Return a quantized model as a LiteRT program; arguments and errors as of `render_litert`."""
-    graph = _fixed(model).graph
+    graph = with_fixed_shapes(model, "LiteRT").graph
     low = Lowering()
     refusals: list[tuple[str, str, str]] = []
     unknown: set[ir.Value] = set()
@@ -77,26 +77,6 @@ def program_of(model: ir.Model, *, layout: str = "nhwc", interface: str = "int8"
         _float_edges(low)
     tidy(low.program)
     return low.program
-
-
-def _fixed(model: ir.Model) -> ir.Model:
-    """Return a cleaned copy in which every dimension is known."""
-    copy = model.clone()
-    for value in copy.graph.inputs:
-        dims = list(value.shape) if value.shape is not None else []
-        if dims and not isinstance(dims[0], int):
-            dims[0] = 1
-        if not dims or not all(isinstance(dim, int) and dim > 0 for dim in dims):
-            shown = ", ".join(str(getattr(dim, "value", dim) or "?") for dim in dims)
-            raise ModelError(
-                f"Input {value.name!r} has the shape [{shown}]",
-                cause="A LiteRT file has fixed shapes; only the batch, the first dimension, is taken as 1",
-                remedy="Give a sample of the sizes that it will be fed, with --data",
-            )
-        value.shape = ir.Shape(dims)
-    for value in copy.graph.outputs:
-        value.shape = None
-    return clean(copy).model
 
 
 def _constant(node: ir.Node) -> bool:

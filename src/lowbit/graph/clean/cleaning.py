@@ -21,6 +21,7 @@ from lowbit.graph.clean.identities import remove_identities
 from lowbit.graph.clean.names import name_nodes
 from lowbit.graph.clean.opset import opset_of, raise_opset
 from lowbit.graph.clean.padding import merge_pads, remaining_pads
+from lowbit.graph.clean.sequences import split_without_sequences
 from lowbit.graph.clean.shapes import annotate_shapes
 from lowbit.graph.clean.transposes import cancel_transposes
 
@@ -37,6 +38,7 @@ PASSES: tuple[Callable[[ir.Model], Counter[str]], ...] = (
     fold_constants,
     fold_cones,
     fold_dimensions,
+    split_without_sequences,
     remove_identities,
     cancel_transposes,
     simplify_activations,

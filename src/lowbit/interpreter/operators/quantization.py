@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 
 from lowbit.interpreter.codes import broadcast, code_type, dequantized, quantized
+from lowbit.interpreter.decomposed import decomposed_dequantize, decomposed_quantize
 from lowbit.interpreter.dtypes import to_dtype
 from lowbit.interpreter.integers import along, centred, convolution, product, requantized
 from lowbit.interpreter.registry import operator
@@ -33,6 +34,9 @@ def quantize_linear(call: Call, x: Tensor, scale: Tensor, zero_point: Tensor | N
     wanted = call.get("output_dtype", 0)
     kind = ir.DataType(wanted) if wanted else code_type(known_type(call, 2), zero_point)
     axis, block = call.get("axis", 1), call.get("block_size", 0)
+    found = decomposed_quantize(x, scale, zero_point, kind, axis=axis, block=block)
+    if found is not None:
+        return found
     precision = call.get("precision", 0)
     wide = to_dtype(precision) if precision else scale.dtype
     # A division in float64 is that of a module in float64, whatever its scales are in.
@@ -48,6 +52,9 @@ def dequantize_linear(call: Call, codes: Tensor, scale: Tensor, zero_point: Tens
     """Return the real values of codes; per tensor, along an axis or in blocks."""
     axis, block = call.get("axis", 1), call.get("block_size", 0)
     wanted = call.get("output_dtype", 0)
+    found = decomposed_dequantize(codes, scale, zero_point, axis=axis, block=block)
+    if found is not None:
+        return found
     step = broadcast(scale, codes.shape, axis, block)
     zero = None if zero_point is None else broadcast(_whole(zero_point), codes.shape, axis, block)
     return dequantized(codes, step, zero, to_dtype(wanted) if wanted else scale.dtype)
