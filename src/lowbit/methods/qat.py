@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -20,8 +21,9 @@ from lowbit.methods.training_graph import build_module
 from lowbit.methods.training_progress import TensorBoard, progress_on
 from lowbit.methods.training_settings import chosen_distillation, loop_settings, training_identity, with_gradual
 from lowbit.training.batches import Batches
-from lowbit.training.loop import Epoch, Loop
+from lowbit.training.loop import Loop
 from lowbit.training.randomness import own_randomness, seed_all
+from lowbit.training.rate_finder import STEPS, find_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from lowbit.plan.recipe import Recipe
     from lowbit.training.module import TrainableModel
     from lowbit.training.schedule import MaskSchedule
+    from lowbit.training.settings import Epoch
 
 __all__ = ["Distillation", "Training", "distill", "qat"]
 
@@ -48,6 +51,7 @@ class Training:
         history: One entry for every epoch.
         stopped: Why it ended early, in words; empty if it did not.
         layers: Paths of the operators that were trained, where only some were.
+        lr: The learning rate at its highest, as given or found.
     """
 
     result: Result | None
@@ -55,7 +59,7 @@ class Training:
     history: tuple[Epoch, ...]
     stopped: str = ""
     layers: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    lr: float = 0.0
 
 
 def qat(
@@ -68,7 +72,7 @@ def qat(
     preprocessing: Preprocessing | None = None,
     epochs: int = 10,
     batch: int = 64,
-    lr: float | None = None,
+    lr: float | Literal["auto"] | None = None,
     optimizer: str = "adamw",
     weight_decay: float = 1e-4,
     warmup: float = 0.05,
@@ -106,7 +110,8 @@ def qat(
         epochs: Passes over the data.
         batch: Size of batches, where `data` are samples.
         lr: Highest learning rate. For `adamw` it counts in units of every tensor's own size (the root of its mean
-            square), 5e-3 by default; for `sgd` it is 1e-2 by default.
+            square), 5e-3 by default; for `sgd` it is 1e-2 by default. `auto` finds one by a
+            range test (Smith, 2017): 80 steps, which are forgotten.
         optimizer: `adamw` or `sgd`.
         weight_decay: Of weights.
         warmup: Fraction of the steps in which the learning rate rises; then it falls as a half cosine.
@@ -169,7 +174,11 @@ def qat(
         chosen = train_only(module, layers, student, batches)
         if teach is not None:
             student.teacher = open_teacher(teach, origin, logits)
-        identity = training_identity(module, settings, loss, teach, chosen)
+        if lr == "auto":
+            with stages("Find a learning rate", STEPS) as advance:
+                found = find_rate(module, batches, student.loss_of, settings, advance=advance)
+            settings = dataclasses.replace(settings, lr=found.rate)
+        identity = training_identity(module, settings, loss, teach, chosen, masks)
         with progress_on(progress, epochs) as shown, TensorBoard.opened(log_dir) as board:
 
             def ended(row: Epoch) -> None:
@@ -205,7 +214,14 @@ def qat(
             )
         if checkpoint is not None:
             Path(checkpoint).unlink(missing_ok=True)
-        return Training(result=result, module=module, history=tuple(loop.history), stopped=loop.stopped, layers=chosen)
+        return Training(
+            result=result,
+            module=module,
+            history=tuple(loop.history),
+            stopped=loop.stopped,
+            layers=chosen,
+            lr=settings.lr,
+        )
 
 
 def distill(

@@ -10,7 +10,7 @@ from lowbit.exceptions import RecipeError
 from lowbit.formats import parse_format
 from lowbit.graph import digest
 from lowbit.methods.distillation import Distillation
-from lowbit.training.loop import Settings
+from lowbit.training.settings import Settings
 
 if TYPE_CHECKING:
     from lowbit.methods.trainable import Origin
@@ -25,7 +25,7 @@ _GRADUAL = 0.1
 
 def loop_settings(
     epochs: int,
-    lr: float | None,
+    lr: float | str | None,
     optimizer: str,
     weight_decay: float,
     warmup: float,
@@ -43,7 +43,9 @@ def loop_settings(
     """
     if optimizer not in {"adamw", "sgd"}:
         raise RecipeError(f"the optimizer is {optimizer!r}", remedy="use adamw or sgd, or a loop of your own")
-    rate = lr if lr is not None else (5e-3 if optimizer == "adamw" else 1e-2)
+    if isinstance(lr, str) and lr != "auto":
+        raise RecipeError(f"lr is {lr!r}", remedy="give a number, or auto to let one be found")
+    rate = lr if isinstance(lr, (int, float)) else (5e-3 if optimizer == "adamw" else 1e-2)
     for name, value, highest in (
         ("epochs", epochs, 1e9),
         ("lr", rate, 1e3),
@@ -89,11 +91,17 @@ def chosen_distillation(given: Distillation | bool | None, *, labels: bool, loss
 
 
 def training_identity(
-    module: TrainableModel, settings: Settings, loss: object, teach: Distillation | None, chosen: tuple[str, ...]
+    module: TrainableModel,
+    settings: Settings,
+    loss: object,
+    teach: Distillation | None,
+    chosen: tuple[str, ...],
+    masks: object,
 ) -> str:
     """Return a digest of what has to be the same for a checkpoint to continue: model, plan and settings."""
     origin: Origin = module.origin
     named = getattr(loss, "__qualname__", type(loss).__name__)
     teacher = None if teach is None else (teach.weight, teach.temperature, teach.features, teach.attention)
+    pruned = repr(masks) if dataclasses.is_dataclass(masks) else getattr(masks, "__qualname__", type(masks).__name__)
     parts = (digest(origin.model), repr(origin.plan.to_dict()), repr(settings), named, repr(teacher), repr(chosen))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join((*parts, pruned)).encode()).hexdigest()
