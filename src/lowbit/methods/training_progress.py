@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from lowbit.training.loop import Epoch
+    from lowbit.training.settings import Epoch
 
 __all__ = ["Shown", "TensorBoard", "progress_on"]
 

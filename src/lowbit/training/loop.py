@@ -12,9 +12,12 @@ import torch
 
 from lowbit.exceptions import DataError, TrainingError
 from lowbit.training.averaging import Average
+from lowbit.training.masking import Masking
+from lowbit.training.optimizers import optimizers_of
 from lowbit.training.randomness import own_randomness, random_state, seed_all, set_random_state
 from lowbit.training.schedule import rate_at, strength_at
-from lowbit.training.snapshot import load_snapshot, save_snapshot
+from lowbit.training.settings import Epoch, Settings
+from lowbit.training.snapshot import load_masks, load_snapshot, save_snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,68 +26,12 @@ if TYPE_CHECKING:
     from lowbit.training.module import TrainableModel
     from lowbit.training.schedule import MaskSchedule
 
-__all__ = ["Epoch", "Loop", "Settings", "Watcher"]
+__all__ = ["Loop", "Watcher"]
 
-_SCALE_RATE = 1e-3
 _BETWEEN_EPOCHS = 7919
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a model is trained.
-
-    Attributes:
-        epochs: Passes over the data.
-        lr: Learning rate of weights at its highest; for `adamw` in units of every tensor's own size.
-        optimizer: `adamw` or `sgd`, which has Nesterov's momentum 0.9; scales always have Adam.
-        weight_decay: Of weights; codebooks, biases and scales have none.
-        warmup: Fraction of all steps in which the learning rate rises.
-        gradual: Fraction of all steps over which rounding errors grow from nothing to all.
-        ema: Share of the moving average of all parameters that a step keeps; 0 leaves the average out.
-        clip: Largest norm of the gradient; 0 sets none.
-        patience: Epochs without a better metric after which training stops; 0 never stops it.
-        seed: Of everything random.
-        every: Steps between checkpoints; 0 writes them at the ends of epochs only.
-    """
-
-    epochs: int = 10
-    lr: float = 5e-3
-    optimizer: str = "adamw"
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    gradual: float = 0.0
-    ema: float = 0.998
-    clip: float = 5.0
-    patience: int = 0
-    seed: int = 0
-    every: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Epoch:
-    """One pass over the data.
-
-    Attributes:
-        epoch: Its number, from 1.
-        steps: Steps of the whole training so far.
-        loss: Mean loss of its steps.
-        metric: What validation gave; `None` without one.
-        lr: Learning rate of its last step.
-    """
-
-    epoch: int
-    steps: int
-    loss: float
-    metric: float | None
-    lr: float
-
 
 Watcher = Callable[[int, int, float, float | None], None]
 """Told of every step: its number, the number of all steps, the loss, and the last metric."""
-
-
-def _unwatched(_step: int, _steps: int, _loss: float, _metric: float | None) -> None:
-    return None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -115,7 +62,7 @@ class Loop:
     masks: MaskSchedule | None = None
     checkpoint: Path | None = None
     identity: str = ""
-    watch: Watcher = _unwatched
+    watch: Watcher = lambda *_: None
     on_epoch: Callable[[Epoch], None] = lambda _epoch: None
     first_step: Callable[[], None] = lambda: None
     history: list[Epoch] = field(default_factory=list)
@@ -127,6 +74,7 @@ class Loop:
     _sparsity: float = 0.0
     _since: int = 0
     _random: dict[str, Any] = field(default_factory=dict)
+    _masking: Masking | None = None
 
     def run(self) -> list[Epoch]:
         """Train, and leave the module with what was best.
@@ -135,9 +83,13 @@ class Loop:
             TrainingError: The loss became NaN or infinite before anything was learned.
             DataError: There are no batches.
         """
-        with own_randomness():
-            seed_all(self.settings.seed)
-            self._run()
+        self._masking = Masking(self.module, self.masks)
+        try:
+            with own_randomness():
+                seed_all(self.settings.seed)
+                self._run()
+        finally:
+            self._masking.close()
         self.module.set_strength(1.0)
         return self.history
 
@@ -147,7 +99,7 @@ class Loop:
         if per_epoch == 0:
             raise DataError(f"{self.batches.name} is empty", remedy="give at least one batch")
         steps = per_epoch * settings.epochs
-        optimizers = self._optimizers()
+        optimizers = optimizers_of(module, settings)
         average = Average(module, settings.ema) if settings.ema else None
         start_epoch, start_step, total = self._resumed(optimizers, average)
         rates = [[group["lr"] for group in one.param_groups] for one in optimizers]
@@ -197,8 +149,8 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         strength = strength_at(step, steps, gradual=settings.gradual if module.quantized else 0.0)
         module.set_strength(strength)
-        if self.masks is not None:
-            self._mask(self.masks, step, steps)
+        if self._masking is not None:
+            self._masking.step(step, steps)
         loss = self.loss(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -222,11 +174,6 @@ class Loop:
                 }
             average.update(module)
         return value
-
-    def _mask(self, masks: MaskSchedule, step: int, steps: int) -> None:
-        weights = {name: weight.latent().detach() for name, weight in self.module.weights.items()}
-        for name, mask in (masks(step, steps, weights) or {}).items():
-            self.module.weights[name].set_mask(mask)
 
     def _ended(
         self,
@@ -289,10 +236,8 @@ class Loop:
             self.module.load_state_dict(self._state(average))
 
     def _state(self, average: Average | None) -> dict[str, torch.Tensor]:
-        state = {name: one.detach().clone() for name, one in self.module.state_dict().items()}
-        if average is not None:
-            state.update({name: one.clone() for name, one in average.values.items()})
-        return state
+        values = average.values if average is not None else {}
+        return {name: one.detach().clone() for name, one in {**self.module.state_dict(), **values}.items()}
 
     def _diverged(self, value: float, step: int, epoch: int) -> None:
         what = "NaN" if math.isnan(value) else "infinite"
@@ -307,25 +252,6 @@ class Loop:
             f"the loss became {what} in step {step + 1} (epoch {epoch + 1}); the model is that of step "
             f"{self._good_step}, the last good one"
         )
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        settings = self.settings
-        groups = self.module.parameter_groups(
-            settings.lr,
-            weight_decay=settings.weight_decay,
-            scale_lr=min(_SCALE_RATE, settings.lr * 10),
-            relative=settings.optimizer == "adamw",
-        )
-        if settings.optimizer == "adamw":
-            return [torch.optim.AdamW(groups)]
-        found: list[torch.optim.Optimizer] = []
-        weights = [group for group in groups if group["name"] != "scales"]
-        scales = [group for group in groups if group["name"] == "scales"]
-        if weights:
-            found.append(torch.optim.SGD(weights, lr=settings.lr, momentum=0.9, nesterov=True))
-        if scales:
-            found.append(torch.optim.Adam(scales))
-        return found
 
     def _save(
         self, optimizers: list[torch.optim.Optimizer], average: Average | None, epoch: int, step: int, total: float
@@ -345,6 +271,7 @@ class Loop:
             "good": [self._good_step, self._good],
             "stopped": self.stopped,
             "pruned": [self._sparsity, self._since],
+            "masking": None if self._masking is None else self._masking.state(),
         }
         save_snapshot(self.checkpoint, state, self.identity)
 
@@ -367,12 +294,6 @@ class Loop:
         self.stopped = state["stopped"]
         self._sparsity, self._since = state["pruned"]
         self._random = state["random"]
+        if self._masking is not None:
+            self._masking.load(state["masking"])
         return int(state["epoch"]), int(state["step"]), float(state["total"])
-
-
-def load_masks(module: TrainableModel, state: dict[str, torch.Tensor]) -> None:
-    """Make room for the masks of a state that a module does not have yet."""
-    for name, weight in module.weights.items():
-        mask = state.get(f"weights.{name}.mask")
-        if mask is not None and weight.mask is None:
-            weight.set_mask(torch.ones_like(mask))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lowbit.exceptions import OutputError, RecipeError
 
-__all__ = ["load_snapshot", "save_snapshot"]
+if TYPE_CHECKING:
+    from lowbit.training.module import TrainableModel
 
-_VERSION = 1
+__all__ = ["load_masks", "load_snapshot", "save_snapshot"]
+
+_VERSION = 2
 
 
 def save_snapshot(path: Path, state: dict[str, Any], identity: str) -> None:
@@ -61,3 +64,11 @@ def load_snapshot(path: Path, identity: str) -> dict[str, Any] | None:
             remedy="give the same arguments as before, another path, or delete it",
         )
     return state
+
+
+def load_masks(module: TrainableModel, state: dict[str, torch.Tensor]) -> None:
+    """Make room for the masks of a state that a module does not have yet."""
+    for name, weight in module.weights.items():
+        mask = state.get(f"weights.{name}.mask")
+        if mask is not None and weight.mask is None:
+            weight.set_mask(torch.ones_like(mask))

@@ -83,6 +83,7 @@ class TrainableWeight(torch.nn.Module):
 
     Attributes:
         strength: Share of the rounding error that is added, from 0 (float) to 1 (what the engine computes).
+        watch: Told the gradient of the masked weight at every step, also where the mask is 0; `None` if nobody asks.
     """
 
     def __init__(
@@ -95,20 +96,29 @@ class TrainableWeight(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.strength = 1.0
+        self.watch: Callable[[torch.Tensor], None] | None = None
         self.shape = tuple(weight.shape)
         self.weight = torch.nn.Parameter(weight) if clusters is None else None
         self.clusters = clusters
         self.quantizer = quantizer
         self.register_buffer("mask", mask)
 
+    def unmasked(self) -> torch.Tensor:
+        """Return the weight as if no mask were on it, from its codebook if it has one."""
+        weight: torch.Tensor = self.weight if self.clusters is None else self.clusters()
+        return weight
+
     def latent(self) -> torch.Tensor:
         """Return the weight before it is rounded: masked, from its codebook if it has one."""
-        weight = self.weight if self.clusters is None else self.clusters()
+        weight = self.unmasked()
         return weight if self.mask is None else weight * self.mask
 
     def forward(self) -> torch.Tensor:
         """Return what the operator reads."""
         weight = self.latent()
+        if self.watch is not None and weight.requires_grad:
+            weight = weight.view_as(weight)  # A hook on the parameter itself would stay for the steps that follow.
+            weight.register_hook(self.watch)
         if self.quantizer is None or self.strength == 0.0:
             return weight
         rounded: torch.Tensor = self.quantizer(weight)
