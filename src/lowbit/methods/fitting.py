@@ -104,7 +104,7 @@ def _with_output_ranges(work: Work, decision: Decision, found: Calibration) -> C
 
 
 def with_better_start(work: Work, plan: Plan) -> Plan:
-    """Return what learning starts from at few bits: the plan, or the same rounded for quantized inputs if that errs less.
+    """Return what learning starts from at few bits: the plan, or one rounded for quantized inputs if that errs less.
 
     Both are built and run on every fourth calibration sample, which neither rounding is judged by alone.
     """
