@@ -26,6 +26,7 @@ from lowbit.cli.probe import probe
 from lowbit.cli.prune import prune
 from lowbit.cli.quantize import quantize
 from lowbit.cli.targets import targets
+from lowbit.cli.train import train
 from lowbit.exceptions import LowbitError
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def application(context: click.Context) -> None:
       lowbit export model.int8.onnx -o model.tflite
       lowbit import model.keras                   a model of another framework in, ONNX out
       lowbit probe model.onnx                     what its operators cost on this machine
+      lowbit train model.onnx --data calib/       few bits, learned from the float model, without labels
       lowbit prune model.onnx --data calib/       weights become zero, or channels go (`--channels`)
       lowbit compress model.onnx --data calib/    prune, quantize and code: a file tens of times smaller
       lowbit pack model.int8.onnx                 one small file for download; `lowbit unpack` gives the same bytes
@@ -107,7 +109,7 @@ def application(context: click.Context) -> None:
 
 
 _QUESTIONS = (compare, diagnose, check, inspect, probe, targets)
-for _command in (quantize, *_QUESTIONS, import_, export, prune, compress, pack, unpack):
+for _command in (quantize, *_QUESTIONS, import_, export, train, prune, compress, pack, unpack):
     application.add_command(_command)
 
 

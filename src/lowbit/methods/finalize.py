@@ -74,7 +74,9 @@ def finalize(
     module = _unwrapped(module)
     origin: Origin = module.origin
     tests = origin.tests
-    if test_data is not None:
+    if isinstance(test_data, Dataset):
+        tests = test_data
+    elif test_data is not None:
         specs = input_specs(origin.model)
         tests = open_data(
             test_data, specs, preprocessing=preprocessing, limit=None, seed=origin.recipe.seed, labels=labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,7 +89,7 @@ def qat(
     log_dir: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
-    finalized: bool = True,
+    finalized: bool | Mapping[str, Any] = True,
     measure_seconds: float = 2.0,
     recipe: Recipe | str | Path | None = None,
     stages: Stages = silent,
@@ -130,7 +131,7 @@ def qat(
         log_dir: Folder for TensorBoard, which has to be installed (`pip install lowbit[tensorboard]`).
         seed: Of everything random.
         progress: Whether a bar with loss and metric is shown; by default where stderr is a terminal.
-        finalized: Whether the artifact is written and measured.
+        finalized: Whether the artifact is written and measured; or, as that does, what `lowbit.finalize` is told.
         measure_seconds: How long its latency is measured.
         recipe: A `Recipe` or the path of a YAML file.
         stages: Shows progress of what is not training.
@@ -206,12 +207,11 @@ def qat(
         module.eval()
         result = None
         if finalized:
-            result = finalize(
-                module,
-                test_data=verification_batches(validation, tests),
-                measure_seconds=measure_seconds,
-                stages=stages,
-            )
+            told: dict[str, Any] = {"measure_seconds": measure_seconds, "stages": stages}
+            told |= dict(finalized) if isinstance(finalized, Mapping) else {}
+            if "test_data" not in told:
+                told["test_data"] = verification_batches(validation, tests)
+            result = finalize(module, **told)
         if checkpoint is not None:
             Path(checkpoint).unlink(missing_ok=True)
         return Training(
