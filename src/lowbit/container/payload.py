@@ -66,7 +66,7 @@ def code_check(coder: Ints, buffer: Bytes, data: Bytes | bytes) -> None:
         Damage: It is another one, or the buffer ended.
     """
     size = 4 if len(data) >= _LONG_CHECK else 2
-    value = zlib.crc32(data) & (1 << 8 * size) - 1
+    value = zlib.crc32(data if isinstance(data, bytes) else data.data) & (1 << 8 * size) - 1
     found = code_uniform(coder, buffer, value, size)
     if overrun(coder):
         raise Damage("the file ends in it")
@@ -173,7 +173,7 @@ def decode(coder: Ints, buffer: Bytes, cursor: Cursor, length: int, layout: Layo
 def _stored(data: Bytes, kind: Kind) -> Choice:
     if kind.bits == BASE64:
         try:
-            meant = base64.b64decode(data, validate=True)
+            meant = base64.b64decode(data.tobytes(), validate=True)
         except binascii.Error:
             meant = b""
         if base64.b64encode(meant) == data.tobytes():

@@ -66,8 +66,7 @@ class Payload:
         tensor: What they belong to.
         start: First byte in the structure behind which they go.
         length: In bytes.
-        bits: Of one number, 0 if they are of different lengths, 6 if they are a text in base64; None if the tensor's type
-            says.
+        bits: Of one number, 0 if they are of different lengths, 6 if they are a text in base64; None if the type says.
     """
 
     tensor: Tensor
@@ -140,7 +139,9 @@ class _Walk:
             if wire == 2:
                 length = self.varint()
                 if tensor is None and (
-                    number not in children if kind != "node" else number != 2 and (number != 5 or length < _LEAST_ATTRIBUTE)
+                    number not in children
+                    if kind != "node"
+                    else number != 2 and (number != 5 or length < _LEAST_ATTRIBUTE)
                 ):
                     self.skip(length)
                 else:
