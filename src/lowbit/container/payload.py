@@ -45,7 +45,7 @@ _LONG_CHECK = 1 << 16
 """Bytes from which on a check has four bytes instead of two."""
 _SAMPLE = 1 << 17
 """Bytes, or an eighth if that is more, from which it is judged whether columns tell something."""
-_GLIMPSE = 1 << 12
+_GLIMPSE = 1 << 14
 """Bytes from which on that is asked at all."""
 _COMMON = 8
 """Numbers for each of the levels, from which on they are not coded otherwise in a large model."""
