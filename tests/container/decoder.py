@@ -1,4 +1,4 @@
-"""A decoder of `.lbz` files in plain Python, written from `docs/lbz.md` alone; slow, and without a check on bad files."""
+"""A decoder of `.lbz` files in plain Python, written from `docs/lbz.md` alone: slow, and for whole files only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 WORD = 1 << 32
 
@@ -18,9 +19,7 @@ def round_(x: float) -> int:
 
 RATES = [round_(65536 / (n + 1.5)) for n in range(256)]
 STRETCH = [round_(math.log((i + 0.5) / (4095.5 - i)) * 2048 / 12) for i in range(4096)]
-SQUASH = [
-    min(max(round_(65536 / (1 + math.exp(-(i - 2048) * 12 / 2048))), 16), 65520) for i in range(4096)
-]
+SQUASH = [min(max(round_(65536 / (1 + math.exp(-(i - 2048) * 12 / 2048))), 16), 65520) for i in range(4096)]
 WIDTHS = [2, 4, 8, 16, 32, 64, 6]
 TYPE_BITS = {1: 32, 4: 16, 5: 16, 6: 32, 7: 64, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16}
 TYPE_BITS |= {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}
@@ -418,7 +417,7 @@ class Walk:
     payloads: list[tuple[int, int, Tensor]] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
 
-    INTO = {
+    INTO: ClassVar[dict[str, dict[int, str]]] = {
         "model": {7: "graph", 14: "entry", 20: "training", 25: "function"},
         "training": {1: "graph", 2: "graph"},
         "graph": {1: "node", 5: "tensor", 15: "sparse"},
