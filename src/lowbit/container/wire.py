@@ -135,7 +135,8 @@ class _Walk:
             self.tensors.append(tensor)
         data, size = self.data, self.size
         looked_into = (2,) if kind == "node" else children
-        while (position := self.position) + self.removed < end if end is not None else (position := self.position) < size:
+        while self.position + self.removed < end if end is not None else self.position < size:
+            position = self.position
             key = data[position] if position < size else 128
             if key < 128:
                 self.position = position = position + 1
