@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import TYPE_CHECKING
 
 from lowbit.exceptions import EngineError
@@ -13,7 +12,6 @@ from lowbit.methods.apply import Applied, apply_plan
 from lowbit.methods.decide import decide, make_plan
 from lowbit.methods.fitting import (
     calibrated,
-    with_better_start,
     with_compensation,
     with_learned,
     with_quantized_inputs,
@@ -77,11 +75,7 @@ def search(work: Work) -> tuple[Applied, Verification, Calibration | None, Predi
         if work.recipe.rounding_inputs == "quantized":
             plan = with_quantized_inputs(work, plan)
         if work.recipe.learns and not learned:
-            started = time.monotonic()
-            plan = with_better_start(work, plan)
-            limit = work.recipe.time
-            left = None if limit is None else max(limit - (time.monotonic() - started), 1.0)
-            plan, learned = with_learned(work, plan, left), True
+            plan, learned = with_learned(work, plan), True
         warnings = (*plan.warnings, *source.warnings, *refusals[-1:])
         plan = dataclasses.replace(
             plan,
