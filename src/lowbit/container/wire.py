@@ -33,7 +33,7 @@ _CHILDREN = {
     "tensor": {13: "entry"},
 }
 _NUMBERS = {4: 32, 5: 0, 7: 0, 9: None, 10: 64, 11: 0}
-"""Fields of TensorProto that hold numbers: their bits, 0 if they are varints, None if the tensor's type says."""
+"""Fields of TensorProto that hold numbers: their bits, 0 if varints, None if the type says."""
 _EXTERNAL = 1
 _PACKED_TEXTS = (b"lowbit.plan",)
 """Keys of the model's metadata whose texts are base64, most likely, and taken out too."""
@@ -135,7 +135,8 @@ class _Walk:
             self.tensors.append(tensor)
         data, size = self.data, self.size
         looked_into = (2,) if kind == "node" else children
-        while (position := self.position) + self.removed < end if end is not None else (position := self.position) < size:
+        while self.position + self.removed < end if end is not None else self.position < size:
+            position = self.position
             key = data[position] if position < size else 128
             if key < 128:
                 self.position = position = position + 1
