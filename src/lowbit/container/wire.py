@@ -33,7 +33,7 @@ _CHILDREN = {
     "tensor": {13: "entry"},
 }
 _NUMBERS = {4: 32, 5: 0, 7: 0, 9: None, 10: 64, 11: 0}
-"""Fields of TensorProto that hold numbers: their bits, 0 if they are varints, None if the tensor's type says."""
+"""Fields of TensorProto that hold numbers: their bits, 0 if varints, None if the type says."""
 _EXTERNAL = 1
 _PACKED_TEXTS = (b"lowbit.plan",)
 """Keys of the model's metadata whose texts are base64, most likely, and taken out too."""
