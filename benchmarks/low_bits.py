@@ -43,6 +43,7 @@ _FORMATS = {
 _METHODS: dict[str, dict[str, Any]] = {
     "lowbit minmax": {"rounding": "nearest", "calibration": "minmax", "bias_correction": False},
     "lowbit gptq": {"rounding": "gptq", "weight_range": "mse"},
+    "lowbit gptq, quantized inputs": {"rounding": "gptq", "weight_range": "mse", "rounding_inputs": "quantized"},
     "lowbit best": {"method": "best"},
 }
 # A tool that leaves a tenth of the weights in more bits than asked is shown, and not compared.
