@@ -109,7 +109,7 @@ def main() -> None:
         count, expected = sum(map(len, found)), sum(map(len, reference))
         score = 2 * len(overlaps) / max(count + expected, 1)
         mean = np.mean(overlaps) if overlaps else 0.0
-        packed = lowbit.pack(path, out / f"{path.stem}.lbz").packed
+        packed = lowbit.pack(path, out / f"{path.stem}.lbz", smallest=True).packed
         sizes = f"{path.stat().st_size:,} | {packed:,}"
         print(f"| {name} | {count} | {len(overlaps)} of {expected} | {score:.3f} | {mean:.3f} | {sizes} |")
 

@@ -111,7 +111,7 @@ def main() -> None:
         parts = zip(measures(score, test), low, high, strict=True)
         columns = " | ".join(f"{value:.3f} ({least:.3f} – {most:.3f})" for value, least, most in parts)
         others = int(np.sum((score > 0) != (reference > 0)))
-        packed = lowbit.pack(out / f"{name}.onnx", out / f"{name}.lbz").packed
+        packed = lowbit.pack(out / f"{name}.onnx", out / f"{name}.lbz", smallest=True).packed
         print(f"| {name} | {columns} | {others} | {(out / f'{name}.onnx').stat().st_size:,} | {packed:,} |")
 
 

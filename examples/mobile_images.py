@@ -74,7 +74,7 @@ def main() -> None:
 
     print("| model | top-1 | .onnx | .lbz |\n| --- | --- | --- | --- |")
     for name, path in files.items():
-        packed = lowbit.pack(path, out / f"{path.stem}.lbz").packed
+        packed = lowbit.pack(path, out / f"{path.stem}.lbz", smallest=True).packed
         print(f"| {name} | {100 * accuracy(path, test, labels):.1f} % | {path.stat().st_size:,} | {packed:,} |")
 
 

@@ -58,7 +58,7 @@ def main() -> None:
 
     print("| model | top-1 | .onnx | .lbz |\n| --- | --- | --- | --- |")
     for name, path in files.items():
-        packed = lowbit.pack(path, out / f"{path.stem}.lbz").packed
+        packed = lowbit.pack(path, out / f"{path.stem}.lbz", smallest=True).packed
         print(f"| {name} | {100 * accuracy(path, x[half:], y[half:]):.1f} % | {path.stat().st_size:,} | {packed:,} |")
 
 

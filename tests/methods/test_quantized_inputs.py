@@ -169,3 +169,23 @@ def test_random_numbers_do_not_show_inputs(parse: Callable) -> None:
         parse(NET), data="random", method="static", target=TARGET, measure_seconds=0, rounding_inputs="quantized"
     )
     assert any("were not rounded for quantized inputs" in warning for warning in result.plan.warnings)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_best_learns_from_what_errs_less(
+    parse: Callable, noise: Callable, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
+    proto = parse(NET)
+    if not better:
+        found: list[float] = []
+
+        def rising(*_: object) -> float:
+            # The plan, the one for quantized inputs, and what was learned from the better.
+            found.append((0.5, 1.0, 0.1)[len(found)])
+            return found[-1]
+
+        monkeypatch.setattr("lowbit.methods.output_error.OutputError.of", rising)
+    options = {**STATIC, "method": "static", "rounding": "learned", "target": TARGET, "measure_seconds": 0}
+    result = lowbit.quantize(proto, data=noise(proto, 40), test_data=noise(proto, 12, seed=9), **options)
+    notes = [note for entry in result.plan.sites for note in entry.notes]
+    assert any("rounding for quantized inputs" in note for note in notes) is better

@@ -19,7 +19,7 @@ __all__ = ["pack", "unpack"]
 @click.command(cls=Command, short_help="A model as one small file, for download and storage.")
 @click.argument("model", type=FILE)
 @option("Options", "-o", "--output", type=FILE, metavar="FILE", help="The .lbz file [MODEL with the ending .lbz].")
-@option("Options", "--smallest", is_flag=True, help="Code large models too by the slow models of small ones.")
+@option("Options", "--smallest", is_flag=True, help="Code large models as slowly as small ones.")
 @option("Options", "--quiet", is_flag=True, help="Print nothing.")
 @click.pass_obj
 def pack(outputs: Outputs, model: Path, output: Path | None, smallest: bool, quiet: bool) -> None:

@@ -151,7 +151,7 @@ def unpack(packed: bytes, label: str = "The file", *, advance: Callable[[], None
         raise ModelError(
             f"{label} has version {packed[3]} of the .lbz format",
             cause=f"This lowbit reads version {VERSION}",
-            remedy="Update lowbit" if packed[3] > VERSION else "Pack the model again, or unpack it with lowbit 0.1",
+            remedy="Update lowbit" if packed[3] > VERSION else "Pack the model again",
         )
     # NOTE: what the check of the whole file does not cover is read only to find where the damage is.
     intact = zlib.crc32(packed[:-_CHECK]).to_bytes(_CHECK, "little") == packed[-_CHECK:]

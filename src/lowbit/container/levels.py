@@ -1,4 +1,4 @@
-"""Numbers of which few are different, as places in a list of those: codebooks, and what was quantized and stored wide."""
+"""Numbers of which few are different, as places in a list of those: codebooks, and codes that are stored wide."""
 
 from __future__ import annotations
 

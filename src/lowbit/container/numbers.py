@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["BASE64", "BITS", "Kind", "Layout", "Mode", "candidates", "kind_of", "layout", "reversed_bytes", "symbols", "unsymbols"]
+__all__ = [
+    "BASE64",
+    "BITS",
+    "Kind",
+    "Layout",
+    "Mode",
+    "candidates",
+    "kind_of",
+    "layout",
+    "reversed_bytes",
+    "symbols",
+    "unsymbols",
+]
 
 Bytes = NDArray[np.uint8]
 

@@ -45,7 +45,7 @@ _LONG_CHECK = 1 << 16
 """Bytes from which on a check has four bytes instead of two."""
 _SAMPLE = 1 << 17
 """Bytes, or an eighth if that is more, from which it is judged whether columns tell something."""
-_GLIMPSE = 1 << 12
+_GLIMPSE = 1 << 14
 """Bytes from which on that is asked at all."""
 _COMMON = 8
 """Numbers for each of the levels, from which on they are not coded otherwise in a large model."""
@@ -66,7 +66,7 @@ def code_check(coder: Ints, buffer: Bytes, data: Bytes | bytes) -> None:
         Damage: It is another one, or the buffer ended.
     """
     size = 4 if len(data) >= _LONG_CHECK else 2
-    value = zlib.crc32(data) & (1 << 8 * size) - 1
+    value = zlib.crc32(data if isinstance(data, bytes) else data.data) & (1 << 8 * size) - 1
     found = code_uniform(coder, buffer, value, size)
     if overrun(coder):
         raise Damage("the file ends in it")
@@ -173,7 +173,7 @@ def decode(coder: Ints, buffer: Bytes, cursor: Cursor, length: int, layout: Layo
 def _stored(data: Bytes, kind: Kind) -> Choice:
     if kind.bits == BASE64:
         try:
-            meant = base64.b64decode(data, validate=True)
+            meant = base64.b64decode(data.tobytes(), validate=True)
         except binascii.Error:
             meant = b""
         if base64.b64encode(meant) == data.tobytes():

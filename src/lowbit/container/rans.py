@@ -32,6 +32,7 @@ _FEW = 1 << 14
 """Bytes of the data from which on there are four states instead of one, which a processor computes side by side."""
 _LOWEST = 1 << 31
 """A state is at least this and less than 2^63."""
+_FAR = len(CONTEXT_OF) - 1
 _NEAR = 3
 _COLUMN = 2
 """A running mean takes over this negative power of two of what is new."""
@@ -116,7 +117,7 @@ def encode_tables(data: Bytes, alphabet: Bytes, bits: int, centre: int, row: int
             mean = near >> 2
             if len(columns) > 0:
                 mean = (near + np.int64(columns[column])) >> 3
-            context = np.int64(CONTEXT_OF[min(mean, 1024)])
+            context = np.int64(CONTEXT_OF[min(mean, _FAR)])
             if pace[2 * context] == 0:
                 prepare(context, letters, sizes, supposed, counts, shared, pace, table, slots)
             byte = np.int64(data[first + number])
@@ -140,7 +141,7 @@ def encode_tables(data: Bytes, alphabet: Bytes, bits: int, centre: int, row: int
 
 @compiled
 def decode_tables(packed: Bytes, data: Bytes, alphabet: Bytes, bits: int, centre: int, row: int) -> int:
-    """Fill in `data`, which `encode_tables` was given; return how many bytes of `packed` that took, -1 if it is damaged."""
+    """Fill in what `encode_tables` was given; return how many bytes of `packed` that took, -1 if it is damaged."""
     letters = alphabet.astype(np.int64)
     sizes = magnitudes(bits, centre)
     counts = np.zeros(CONTEXTS * 256, dtype=np.int32)
@@ -174,7 +175,7 @@ def decode_tables(packed: Bytes, data: Bytes, alphabet: Bytes, bits: int, centre
             mean = near >> 2
             if len(columns) > 0:
                 mean = (near + np.int64(columns[column])) >> 3
-            context = np.int64(CONTEXT_OF[min(mean, 1024)])
+            context = np.int64(CONTEXT_OF[min(mean, _FAR)])
             if pace[2 * context] == 0:
                 prepare(context, letters, sizes, supposed, counts, shared, pace, table, slots)
             state = states[number & (lanes - 1)]

@@ -34,8 +34,6 @@ _FINE = 8
 """Fractional bits of a weight."""
 
 
-
-
 def _falling() -> Ints:
     """Return how likely distances from the centre are in each context, `[16, 129]`, up to a factor."""
     found = np.zeros((CONTEXTS, 129), dtype=np.int64)
@@ -138,7 +136,7 @@ def prepare(
 ) -> None:
     """Make the table of a context, because it is time.
 
-    `pace` is for each context how many bytes are left until its table is made anew, and how many it will then have seen.
+    `pace` has for each context how many bytes are left until its table is made anew, and how many it has then seen.
     """
     if pace[2 * context + 1] == 0:
         _suppose(context, alphabet, sizes, supposed)

@@ -33,7 +33,7 @@ _CHILDREN = {
     "tensor": {13: "entry"},
 }
 _NUMBERS = {4: 32, 5: 0, 7: 0, 9: None, 10: 64, 11: 0}
-"""Fields of TensorProto that hold numbers: their bits, 0 if they are varints, None if the tensor's type says."""
+"""Fields of TensorProto that hold numbers: their bits, 0 if varints, None if the type says."""
 _EXTERNAL = 1
 _PACKED_TEXTS = (b"lowbit.plan",)
 """Keys of the model's metadata whose texts are base64, most likely, and taken out too."""
@@ -66,8 +66,7 @@ class Payload:
         tensor: What they belong to.
         start: First byte in the structure behind which they go.
         length: In bytes.
-        bits: Of one number, 0 if they are of different lengths, 6 if they are a text in base64; None if the tensor's type
-            says.
+        bits: Of one number, 0 if they are of different lengths, 6 if they are a text in base64; None if the type says.
     """
 
     tensor: Tensor
@@ -134,17 +133,27 @@ class _Walk:
         tensor = Tensor(name=label) if kind == "tensor" else None
         if tensor is not None:
             self.tensors.append(tensor)
-        while self.place < end if end is not None else self.position < self.size:
-            key = self.varint()
+        data, size = self.data, self.size
+        looked_into = (2,) if kind == "node" else children
+        while self.position + self.removed < end if end is not None else self.position < size:
+            position = self.position
+            key = data[position] if position < size else 128
+            if key < 128:
+                self.position = position = position + 1
+            else:
+                key = self.varint()
+                position = self.position
             number, wire = key >> 3, key & 7
             if wire == 2:
-                length = self.varint()
-                if tensor is None and (
-                    number not in children if kind != "node" else number != 2 and (number != 5 or length < _LEAST_ATTRIBUTE)
-                ):
-                    self.skip(length)
+                length = data[position] if position < size else 128
+                if length < 128:
+                    self.position = position + 1
                 else:
+                    length = self.varint()
+                if tensor or number in looked_into or (number == 5 and kind == "node" and length >= _LEAST_ATTRIBUTE):
                     label = self._field(kind, number, length, label, tensor, children, depth)
+                else:
+                    self.skip(length)
             elif wire == 0:
                 value = self.varint()
                 if tensor is not None:

@@ -82,7 +82,8 @@ def load_program(contents: bytes) -> Callable[..., tuple[torch.Tensor, ...]]:
     register_decomposed()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.load(io.BytesIO(contents)).module()
+        loaded: Callable[..., tuple[torch.Tensor, ...]] = torch.export.load(io.BytesIO(contents)).module()
+        return loaded
 
 
 def _dimensions(open_axes: Sequence[Sequence[int]]) -> tuple[dict[int, Any], ...]:
@@ -93,7 +94,7 @@ def _traced(
     module: torch.nn.Module, example: tuple[torch.Tensor, ...], dimensions: Any
 ) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(module, example, dynamic_shapes=dimensions)
+        program: torch.export.ExportedProgram = torch.export.export(module, example, dynamic_shapes=dimensions)
     except Exception as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
@@ -101,6 +102,7 @@ def _traced(
             cause=first,
             remedy="fix its open sizes with --data, or use the module itself: lowbit.interpreter.to_torch",
         ) from error
+    return program
 
 
 def _fold(module: torch.fx.GraphModule) -> None:

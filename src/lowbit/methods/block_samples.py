@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowbit.reconstruction.store import TensorStore
     from lowbit.runtime.session import Feed
 
-__all__ = ["Batches", "Stream", "Wanted", "given", "open_stream", "samples_join"]
+__all__ = ["Batches", "Stream", "Wanted", "given", "held_out", "open_stream", "samples_join"]
 
 _HELD_OUT = 0.2
 _MOST_HELD_OUT = 32
@@ -60,8 +60,12 @@ def open_stream(exact: TensorStore, coded: TensorStore, feeds: Iterable[Feed]) -
             for store in (exact, coded):
                 store.put(name, samples, torch.from_numpy(np.array(array)))
         samples += 1
-    held_out = min(max(round(samples * _HELD_OUT), 1), _MOST_HELD_OUT) if samples > 1 else 0
-    return Stream(exact, coded, samples, held_out)
+    return Stream(exact, coded, samples, held_out(samples) if samples > 1 else 0)
+
+
+def held_out(samples: int) -> int:
+    """Return how many of the samples, the first ones, only judge."""
+    return min(max(round(samples * _HELD_OUT), 1), _MOST_HELD_OUT)
 
 
 def given(module: Interpreter, block: Block, store: TensorStore, sample: int) -> dict[str, torch.Tensor]:

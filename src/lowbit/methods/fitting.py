@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lowbit.exceptions import DataError
 from lowbit.graph import digest
+from lowbit.methods.apply import apply_plan
 from lowbit.methods.calibrate import Calibration, Watch, calibrate
 from lowbit.methods.checkpoint import Checkpoint, learning_folder
 from lowbit.methods.compensation import compensable, compensated_plan
 from lowbit.methods.decide import Decision, make_plan, watch_list
+from lowbit.methods.output_error import OutputError
 from lowbit.methods.output_ranges import output_ranges
 from lowbit.methods.quantized_inputs import rounded_for_quantized_inputs
 from lowbit.methods.reestimate import reestimated_plan
 from lowbit.methods.rerounding import first_rounding, roundings, tells
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lowbit.methods.schedules import Learning
     from lowbit.methods.work import Work
     from lowbit.plan.plan import Plan
 
-__all__ = ["calibrated", "with_compensation", "with_learned", "with_quantized_inputs", "with_reestimated"]
+__all__ = [
+    "calibrated",
+    "with_compensation",
+    "with_learned",
+    "with_quantized_inputs",
+    "with_reestimated",
+]
 
 
 def calibrated(work: Work, decision: Decision, known: Calibration | None) -> Calibration | None:
@@ -91,26 +103,53 @@ def _with_output_ranges(work: Work, decision: Decision, found: Calibration) -> C
 
 
 def with_learned(work: Work, plan: Plan) -> Plan:
-    """Learn what restores the float outputs; the plan then holds it."""
-    if work.calibration_data is None or not tells(work.calibration_data):
+    """Learn what restores the float outputs; the plan then holds it, if it errs less on samples that nobody learned on.
+
+    At few bits learning starts from weights that are rounded for quantized inputs, where these err less.
+    """
+    data = work.calibration_data
+    if data is None or not tells(data):
         missing = "nothing was learned: random numbers, or none, do not say what the model's tensors hold; give --data"
         return dataclasses.replace(plan, warnings=(*plan.warnings, missing))
     # PyTorch takes a second to load, and nothing else needs it.
+    from lowbit.methods.block_samples import held_out
     from lowbit.methods.reconstruct import count_blocks, reconstruct
 
+    started = time.monotonic()
+    judge = OutputError(work.model, list(islice(data, held_out(data.count()))))
+
+    def error(each: Plan) -> float:
+        return judge.of(apply_plan(work.model, each).model)
+
+    plan, before = min(((each, error(each)) for each in _starts(work, plan)), key=lambda pair: pair[1])
+    limit = work.recipe.time
     kind: Learning = "adaround" if work.recipe.rounding == "adaround" else "learned"
     with work.stages("Learn block by block", count_blocks(work.model, plan, work.target, kind)) as advance:
-        return reconstruct(
+        learned = reconstruct(
             work.model,
             plan,
             work.target,
-            work.calibration_data,
+            data,
             kind=kind,
-            seconds=work.recipe.time,
+            seconds=None if limit is None else max(limit - (time.monotonic() - started), 1.0),
             seed=work.recipe.seed,
             checkpoint=learning_folder(work.checkpoint) if work.checkpoint is not None else None,
             advance=advance,
         ).plan
+    after = error(learned)
+    if after < before:
+        return learned
+    undone = f"what was learned was undone: error at the outputs {before:.2%} -> {after:.2%} on samples held out"
+    return dataclasses.replace(plan, warnings=(*plan.warnings, undone))
+
+
+def _starts(work: Work, plan: Plan) -> Iterator[Plan]:
+    """Yield what learning may start from."""
+    yield plan
+    static = any(entry.execution == "static" and entry.weights is not None for entry in plan.sites)
+    few = first_rounding(work.recipe, work.target) == "gptq"
+    if work.recipe.rounding == "learned" and work.recipe.rounding_inputs == "float" and static and few:
+        yield with_quantized_inputs(work, plan)
 
 
 def with_compensation(work: Work, plan: Plan) -> Plan:

@@ -50,7 +50,8 @@ def pack(model: str | Path, output: str | Path, *, smallest: bool = False, stage
     Args:
         model: Path of an `.onnx` file.
         output: Path of the `.lbz` file; one that exists is replaced.
-        smallest: Whether large models too are coded by the slow models, 1 to 8 MB/s, that small models always are.
+        smallest: Whether models of more than 64 kB too are mixed where that is smaller, at 0.2 to 2 MB/s; otherwise
+            they are coded by tables, at tens of MB/s.
         stages: How progress is shown.
 
     Raises:

@@ -15,6 +15,7 @@ from lowbit.graph.channels import trace_channels
 from lowbit.graph.channels.costs import ChannelCosts
 from lowbit.graph.residual_branches import residual_branches, without_branches
 from lowbit.methods.calibrate import observed_shapes
+from lowbit.methods.output_error import OutputError
 from lowbit.methods.rerounding import tells
 from lowbit.methods.stages import Stages, silent
 from lowbit.plan.recipe import matches
@@ -167,15 +168,18 @@ def prune_branches(
             f"{sum(costs[one] for one in free) / max(whole, 1.0):.1%} of the multiplications",
             remedy="ask for less, or remove channels too",
         )
-    judge = _Judge(cleaned, feeds)
-    means = judge.means(free) if compensate else dict.fromkeys(free)
+    judge = OutputError(cleaned, feeds)
+    means = _means(cleaned, free, feeds) if compensate else dict.fromkeys(free)
     gone: dict[ResidualBranch, NDArray[np.float32] | None] = {}
     errors: dict[ResidualBranch, float] = {}
     with stages("Leave branches out", None):
         while len(gone) < wanted and (target_macs is None or whole - sum(costs[one] for one in gone) > goal):
             tried = {
                 one: min(
-                    ((judge.error({**gone, one: filling}), filling) for filling in _fillings(means[one])),
+                    (
+                        (judge.of(without_branches(cleaned, {**gone, one: filling})), filling)
+                        for filling in _fillings(means[one])
+                    ),
                     key=lambda pair: pair[0],
                 )
                 for one in free
@@ -225,46 +229,23 @@ def _macs(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> float:
     return ChannelCosts(trace_channels(model, shapes), []).macs(np.zeros(0, np.int64))
 
 
-class _Judge:
-    """Runs a model without some branches and says how far its outputs are from the whole one's."""
-
-    def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
-        self._model, self._feeds = model, feeds
-        self._exact = self._run(model)
-        self._power = max(sum(float(np.square(array).sum()) for sample in self._exact for array in sample), 1e-30)
-
-    def _run(self, model: ir.Model) -> list[list[NDArray[np.float64]]]:
-        with staged(model) as source:
-            session = open_session(source)
-        return [
-            [np.asarray(array, np.float64) for array in session.run(feed) if np.asarray(array).dtype.kind == "f"]
-            for feed in self._feeds
-        ]
-
-    def error(self, gone: dict[ResidualBranch, NDArray[np.float32] | None]) -> float:
-        found = self._run(without_branches(self._model, gone))
-        lost = sum(
-            float(np.square(got - exact).sum())
-            for exacts, gots in zip(self._exact, found, strict=True)
-            for exact, got in zip(exacts, gots, strict=True)
-        )
-        return float(np.sqrt(lost / self._power))
-
-    def means(self, branches: Sequence[ResidualBranch]) -> dict[ResidualBranch, NDArray[np.float32] | None]:
-        """Return what every branch adds on average: per channel of pictures `[1, C, 1, 1]`, else of the last axis."""
-        names = [one.output for one in branches]
-        with staged(with_outputs(self._model, tuple(names))) as source:
-            session = open_session(source, optimized=False)
-        sums: list[NDArray[np.float64] | None] = [None] * len(names)
-        counts = [0] * len(names)
-        for feed in self._feeds:
-            for number, array in enumerate(session.run(feed, names)):
-                axes = (0, *range(2, array.ndim)) if array.ndim >= _IMAGE_RANK else tuple(range(array.ndim - 1))
-                part = array.astype(np.float64).sum(axis=axes, keepdims=True)
-                before = sums[number]
-                sums[number] = part if before is None else before + part
-                counts[number] += int(np.prod([array.shape[axis] for axis in axes]))
-        return {
-            one: None if total is None else (total / max(number, 1)).astype(np.float32)
-            for one, total, number in zip(branches, sums, counts, strict=True)
-        }
+def _means(
+    model: ir.Model, branches: Sequence[ResidualBranch], feeds: Sequence[Feed]
+) -> dict[ResidualBranch, NDArray[np.float32] | None]:
+    """Return what every branch adds on average: per channel of pictures `[1, C, 1, 1]`, else of the last axis."""
+    names = [one.output for one in branches]
+    with staged(with_outputs(model, tuple(names))) as source:
+        session = open_session(source, optimized=False)
+    sums: list[NDArray[np.float64] | None] = [None] * len(names)
+    counts = [0] * len(names)
+    for feed in feeds:
+        for number, array in enumerate(session.run(feed, names)):
+            axes = (0, *range(2, array.ndim)) if array.ndim >= _IMAGE_RANK else tuple(range(array.ndim - 1))
+            part = array.astype(np.float64).sum(axis=axes, keepdims=True)
+            before = sums[number]
+            sums[number] = part if before is None else before + part
+            counts[number] += int(np.prod([array.shape[axis] for axis in axes]))
+    return {
+        one: None if total is None else (total / max(number, 1)).astype(np.float32)
+        for one, total, number in zip(branches, sums, counts, strict=True)
+    }

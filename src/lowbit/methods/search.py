@@ -10,7 +10,13 @@ from lowbit.formats import parse_format
 from lowbit.methods.account import SLOWER
 from lowbit.methods.apply import Applied, apply_plan
 from lowbit.methods.decide import decide, make_plan
-from lowbit.methods.fitting import calibrated, with_compensation, with_learned, with_quantized_inputs, with_reestimated
+from lowbit.methods.fitting import (
+    calibrated,
+    with_compensation,
+    with_learned,
+    with_quantized_inputs,
+    with_reestimated,
+)
 from lowbit.methods.measuring import timed_again, verified
 from lowbit.methods.planner import budget_of, planner_of
 from lowbit.methods.rerounding import tells

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CodedTensor", "coded_tensors", "share_scales"]
 
+# How far 1/6 may be off as exporters write it.
+_SLOPE = 1e-4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CodedTensor:
@@ -73,8 +76,24 @@ def coded_tensors(sites: Sequence[Site], executions: Mapping[str, Execution]) ->
             and producer.support.float_output
         ):
             continue
+        if producer is not None and _inside_a_kernel(value, producer, readers[value]):
+            continue
         tensors.append(CodedTensor(value=value, producer=producer, readers=tuple(readers[value])))
     return tuple(tensors)
+
+
+def _inside_a_kernel(value: ir.Value, producer: Site, readers: Sequence[Site]) -> bool:
+    """Whether a tensor exists only within the kernel of x · HardSigmoid(x)."""
+    if producer.support is None or not producer.support.gate or value.is_graph_output():
+        return False
+    attributes = producer.node.attributes
+    alpha = attributes["alpha"].as_float() if "alpha" in attributes else 0.2
+    beta = attributes["beta"].as_float() if "beta" in attributes else 0.5
+    if abs(alpha - 1 / 6) > _SLOPE or beta != 1 / 2 or len(readers) != len(list(value.uses())):
+        return False
+    return bool(readers) and all(
+        reader.op_type == "Mul" and producer.node.inputs[0] in reader.node.inputs for reader in readers
+    )
 
 
 def share_scales(

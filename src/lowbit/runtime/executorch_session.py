@@ -119,7 +119,8 @@ def _operators(module: Any) -> Counter[str]:
 
 def _executorch() -> None:
     try:
-        with without_stderr():
+        with warnings.catch_warnings(), without_stderr():
+            warnings.simplefilter("ignore")
             import executorch.exir  # noqa: F401
     except ImportError as error:
         raise EngineError(

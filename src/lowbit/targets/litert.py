@@ -35,7 +35,7 @@ TARGET = Target(
         "Sigmoid": _PROBABILITY,
         "Softmax": _PROBABILITY,
         "Tanh": _SIGNED_UNIT,
-        "HardSigmoid": OperatorSupport(role="unary", output_range=(0.0, 1.0)),
+        "HardSigmoid": OperatorSupport(role="unary", output_range=(0.0, 1.0), gate=True),
         # A table of 256 results computes any function of one number.
         **dict.fromkeys(
             (

@@ -31,12 +31,14 @@ class OperatorSupport:
         float_output: Whether the integer kernel can also write float, so that no QuantizeLinear has to follow.
         attributes: Attribute values that the integer kernel demands, e.g. `{"mode": ("nearest",)}`.
         output_range: Fixed range of the output, where the engine or the mathematics imply one.
+        gate: Whether the product of its input and output, as of a HardSwish, is one kernel, in which it has no codes.
     """
 
     role: Role
     float_output: bool = False
     attributes: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     output_range: tuple[float, float] | None = None
+    gate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

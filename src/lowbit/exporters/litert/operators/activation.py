@@ -10,6 +10,7 @@ from scipy import special
 from lowbit.exporters.litert.lowering import clip_bounds
 from lowbit.exporters.litert.operators.attributes import attribute, constant_input
 from lowbit.exporters.litert.operators.fusing import written
+from lowbit.exporters.litert.operators.gates import gated_input
 from lowbit.exporters.litert.refusal import Refusal
 from lowbit.exporters.litert.tensors import Grid
 
@@ -113,6 +114,9 @@ def _table(low: Lowering, node: ir.Node, function: Callable[[NDArray[np.float64]
 
 
 def _hard_sigmoid(low: Lowering, node: ir.Node) -> None:
+    readers = [use.node for use in node.outputs[0].uses()]
+    if readers and all(reader.op_type == "Mul" and gated_input(reader) is not None for reader in readers):
+        return  # The product is one kernel, which never has these numbers.
     alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
     _table(low, node, lambda x: np.clip(alpha * x + beta, 0.0, 1.0))
 

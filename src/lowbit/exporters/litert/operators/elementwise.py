@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowbit.exporters.litert.constants import plain_constant, stored_codes
-from lowbit.exporters.litert.operators.attributes import attribute, constant_input
+from lowbit.exporters.litert.operators.attributes import constant_input
 from lowbit.exporters.litert.operators.fusing import fused, written
+from lowbit.exporters.litert.operators.gates import gated_input
 from lowbit.exporters.litert.placement import Placed, identity
 from lowbit.exporters.litert.refusal import Refusal
 from lowbit.exporters.litert.tensors import Grid
@@ -92,7 +93,7 @@ def _arranged(
 
 
 def _multiply(low: Lowering, node: ir.Node) -> None:
-    gated = _hard_swish(node)
+    gated = gated_input(node)
     if gated is None:
         _binary(low, node, "MUL")
         return
@@ -100,31 +101,6 @@ def _multiply(low: Lowering, node: ir.Node) -> None:
     end, grid, bounds = low.result_grid(node.outputs[0])
     y = low.emit("HARD_SWISH", [placed.tensor], placed.tensor.shape, grid=grid, name=written(end))
     low.put(end, low.clamp(y, grid, bounds), placed.order, grid)
-
-
-def _hard_swish(node: ir.Node) -> ir.Value | None:
-    """Return x of x · HardSigmoid(x) with the slope and offset of HardSwish: LiteRT computes that at once."""
-    for value, gate in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        source = _undecoded(gate)
-        producer = source.producer() if source is not None else None
-        if (
-            producer is None
-            or producer.op_type != "HardSigmoid"
-            or _undecoded(value) is not _undecoded(producer.inputs[0])
-        ):
-            continue
-        alpha, beta = attribute(producer, "alpha", 0.2), attribute(producer, "beta", 0.5)
-        if abs(alpha - 1 / 6) < 1e-4 and beta == 0.5:
-            return value
-    return None
-
-
-def _undecoded(value: ir.Value | None) -> ir.Value | None:
-    """Return the tensor before its Q/DQ pair."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
-        return value
-    return _undecoded(node.inputs[0])
 
 
 def _divide(low: Lowering, node: ir.Node) -> None:
