@@ -158,3 +158,41 @@ def test_recipes_are_yaml(tmp_path):
     assert CompressionRecipe.from_yaml(path) == recipe
     path.write_text("steps:\n  - prune:\n      amount: 0.7\n  - code\nlabels: 0\n", encoding="utf-8")
     assert CompressionRecipe.from_yaml(path).steps == (Prune(amount=0.7), Code())
+
+
+def test_at_once_too_zeros_and_shared_values_are_kept(net, data):
+    """Rounding alone would give 256 values."""
+    steps = [
+        {"prune": {"amount": 0.6, "epochs": 0}},
+        {"share": {"entries": 6}},
+        {"quantize": {"weights": "int8:per-tensor", "epochs": 0}},
+    ]
+    found = lowbit.compress(net, data, steps=steps)
+    assert found.steps[3].distinct <= 6
+    assert found.steps[3].zeros == found.steps[1].zeros >= 0.6
+
+
+def test_errors_grow_from_step_to_step(net, data):
+    steps = [{"prune": {"amount": 0.3, "epochs": 0}}, {"quantize": {"weights": "int4:per-tensor", "epochs": 0}}, "code"]
+    found = lowbit.compress(net, data, steps=steps)
+    errors = [step.error for step in found.steps]
+    assert errors[0] < 1e-6
+    assert 1e-3 < errors[1] < errors[2] == errors[3]
+    assert errors[2] ** 2 == pytest.approx(distance(net, found.content, data["x"]), rel=0.2)
+    assert "error" in str(found)
+
+
+def test_movement_in_a_chain(net, data):
+    recipe = {"amount": 0.7, "epochs": 2}
+    options = {"labels": 0.0, "batch": 32}
+    kept = [
+        lowbit.compress(net, data, steps=[{"prune": {**recipe, "criterion": criterion}}], **options)
+        for criterion in ("magnitude", "movement")
+    ]
+    for found in kept:
+        assert found.steps[1].zeros == pytest.approx(0.7, abs=0.01)
+    assert not np.array_equal(*(weights(found.content)[0] == 0 for found in kept))
+    with pytest.raises(RecipeError, match="movement"):
+        Prune(epochs=0, criterion="movement")
+    with pytest.raises(RecipeError, match="wanda"):
+        Prune(criterion="wanda")

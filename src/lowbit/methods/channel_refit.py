@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from lowbit.data import Dataset, Feed
     from lowbit.graph.channels import Trace
 
-__all__ = ["held_out", "refit_readers"]
+__all__ = [
+    "as_matrix",
+    "bias_of",
+    "from_matrix",
+    "held_out",
+    "held_out_sample",
+    "reading_axis",
+    "refit_readers",
+    "refit_site",
+]
 
 _ROWS = 256
 _EVERY = 4  # one sample in so many is held out
@@ -51,7 +60,7 @@ def refit_readers(
         if node.op_type not in {"Conv", "Gemm", "MatMul"} or node.inputs[1] is None or node.inputs[0] is None:
             continue
         name = str(node.inputs[1].name)
-        axis = _reading_axis(node)
+        axis = reading_axis(node)
         channels = trace.parameters.get((name, axis))
         if channels is None or trace.roles[name, axis] != "reads" or len(node.inputs[1].uses()) > 1:
             continue
@@ -65,11 +74,11 @@ def refit_readers(
     counts = [0, 0]
     generator = np.random.default_rng(seed)
     for index, feed in enumerate(islice(data, samples)):
-        part = int(index % _EVERY == _EVERY - 1)
+        part = int(held_out_sample(index))
         counts[part] += 1
         arrays = dict(zip(wanted, session.run(feed, list(wanted)), strict=True))
         for node, name, *_ in nodes:
-            rows = input_rows(_site(node), arrays[str(node.inputs[0].name)], _ROWS, generator)  # type: ignore[union-attr]
+            rows = input_rows(refit_site(node), arrays[str(node.inputs[0].name)], _ROWS, generator)  # type: ignore[union-attr]
             ones = np.ones((*rows.shape[:2], 1))
             grouped = np.concatenate([rows.astype(np.float64), ones], axis=2).transpose(1, 0, 2)
             square = grouped.transpose(0, 2, 1) @ grouped / len(rows)
@@ -80,6 +89,11 @@ def refit_readers(
         fit, held = (total / max(count, 1) for total, count in zip(sums[name], counts, strict=True))
         notes[name] = _refitted(model, node, name, axis, kept, fit, held if counts[1] else fit)
     return dataclasses.replace(trace, model=model), notes
+
+
+def held_out_sample(index: int) -> bool:
+    """Whether a sample is one of those that nothing is fitted to."""
+    return index % _EVERY == _EVERY - 1
 
 
 def held_out(data: Dataset, *, samples: int = 64) -> list[Feed]:
@@ -103,9 +117,9 @@ def _refitted(
     assert weight is not None
     groups = len(fit)
     kernel = int(np.prod(weight.shape[2:])) if node.op_type == "Conv" else 1
-    matrix = _as_matrix(weight, axis, groups)  # [G, K, N / G]
+    matrix = as_matrix(weight, axis, groups)  # [G, K, N / G]
     stays = np.append(np.tile(kept, kernel), True)
-    with_bias = _bias_of(node) is not None
+    with_bias = bias_of(node) is not None
     plain, power, better = 0.0, 0.0, 0.0
     change = np.zeros((groups, matrix.shape[1] + 1, matrix.shape[2]))
     for group in range(groups):
@@ -122,12 +136,12 @@ def _refitted(
     if not better < plain:
         return f"error {texts[0]}, not refitted: it would be {texts[1]}"
     renewed = weight.astype(np.float64).copy()
-    fresh = _from_matrix(change[:, :-1], weight.shape, axis)
+    fresh = from_matrix(change[:, :-1], weight.shape, axis)
     index = [slice(None)] * weight.ndim
     index[axis] = np.flatnonzero(kept)  # type: ignore[call-overload]
     renewed[tuple(index)] = fresh[tuple(index)]
     value.const_value = ir.tensor(renewed.astype(weight.dtype), name=name)
-    bias = _bias_of(node)
+    bias = bias_of(node)
     if bias is not None:
         old = constant_array(bias)
         assert old is not None
@@ -140,7 +154,7 @@ def _power(difference: NDArray[np.float64], moments: NDArray[np.float64]) -> flo
     return float(np.sum(difference * (moments @ difference)))
 
 
-def _bias_of(node: ir.Node) -> ir.Value | None:
+def bias_of(node: ir.Node) -> ir.Value | None:
     """Return a bias per output that only this node reads, or that only the Add behind a MatMul reads."""
     bias: ir.Value | None = None
     if node.op_type != "MatMul":
@@ -155,34 +169,36 @@ def _bias_of(node: ir.Node) -> ir.Value | None:
     array = constant_array(bias)
     weight = constant_array(node.inputs[1])
     assert weight is not None
-    outputs = weight.shape[1 - _reading_axis(node)]
+    outputs = weight.shape[1 - reading_axis(node)]
     alone = bias is not None and len(bias.uses()) == 1
     return bias if alone and array is not None and array.shape == (outputs,) else None
 
 
-def _reading_axis(node: ir.Node) -> int:
+def reading_axis(node: ir.Node) -> int:
+    """Return the axis of an operator's weight along which it is summed; of a convolution, that of the channels."""
     if node.op_type == "Conv":
         return 1
     flag = node.attributes.get("transB")
     return 1 if node.op_type == "Gemm" and flag is not None and flag.as_int() else 0
 
 
-def _as_matrix(weight: NDArray[np.floating], axis: int, groups: int) -> NDArray[np.float64]:
+def as_matrix(weight: NDArray[np.floating], axis: int, groups: int) -> NDArray[np.float64]:
     """Return `[G, K, N / G]` in the order that kernels sum: channels within kernel positions."""
     outputs_first = np.moveaxis(weight, 1, -1) if axis == 1 else weight.T
     by_group = outputs_first.reshape(groups, len(outputs_first) // groups, -1)
     return by_group.transpose(0, 2, 1).astype(np.float64)
 
 
-def _from_matrix(matrix: NDArray[np.float64], shape: tuple[int, ...], axis: int) -> NDArray[np.float64]:
-    """Return what `_as_matrix` was given."""
+def from_matrix(matrix: NDArray[np.float64], shape: tuple[int, ...], axis: int) -> NDArray[np.float64]:
+    """Return what `as_matrix` was given."""
     outputs_first = matrix.transpose(0, 2, 1)
     if axis == 1:
         return np.moveaxis(outputs_first.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
     return outputs_first.reshape(shape[1], shape[0]).T
 
 
-def _site(node: ir.Node) -> Site:
+def refit_site(node: ir.Node) -> Site:
+    """Return an operator as a site that rows are read from."""
     return Site(
         path=str(node.name),
         node=node,

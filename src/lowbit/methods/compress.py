@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx_ir as ir
-
-from lowbit.exceptions import DataError, RecipeError
+from lowbit.exceptions import DataError
 from lowbit.graph import load_model, save_model
-from lowbit.graph.constants import constant_array
-from lowbit.graph.digest import digest
-from lowbit.methods.compression import Compression, CompressionStep
+from lowbit.methods.compression import Compression
+from lowbit.methods.compression_account import Faithfulness, model_row, own_bytes, packed_row
+from lowbit.methods.compression_checkpoint import CompressionCheckpoint
 from lowbit.methods.distillation import Distillation
 from lowbit.methods.stages import Stages, silent
 from lowbit.plan.compression import Code, CompressionRecipe, Prune, Quantize, Share
@@ -27,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import onnx
+    import onnx_ir as ir
 
     from lowbit.data import Preprocessing
 
@@ -74,7 +70,7 @@ def compress(
         TrainingError: No gradient reaches a weight, or the loss is no number.
     """
     settings = _settings(recipe, options)
-    kept = _Checkpoints(None if checkpoint is None else Path(checkpoint), model, settings)
+    kept = CompressionCheckpoint(None if checkpoint is None else Path(checkpoint), model, settings)
     with tempfile.TemporaryDirectory(prefix="lowbit-compress-") as name:
         folder = Path(name)
         source = folder / "float.onnx"
@@ -89,18 +85,20 @@ def compress(
             progress=progress,
             kept=kept,
         )
-        first = _row("float", source, 0.0, measure)
-        rows = [dataclasses.replace(first, bytes=_own_bytes(model) or first.bytes)]
+        faithful = Faithfulness(source, work.optional_samples(), preprocessing, settings.seed)
+        first = model_row("float", source, 0.0, measure=measure, error=faithful.of(source))
+        rows = [dataclasses.replace(first, bytes=own_bytes(model) or first.bytes)]
         packed: bytes | None = None
         current = source
         for number, step in enumerate(settings.steps):
             started = time.perf_counter()
             if isinstance(step, Code):
                 packed = work.coded(current, step)
-                rows.append(_packed_row(rows[-1], len(packed), time.perf_counter() - started))
+                rows.append(packed_row(rows[-1], len(packed), time.perf_counter() - started))
                 continue
             current = work.done(number, step, current)
-            rows.append(_row(step.name, current, time.perf_counter() - started, measure))
+            seconds = time.perf_counter() - started
+            rows.append(model_row(step.name, current, seconds, measure=measure, error=faithful.of(current)))
         result = Compression(
             content=current.read_bytes(),
             packed=packed,
@@ -128,7 +126,7 @@ class _Work:
     samples: Any
     shared: dict[str, Any]
     progress: bool | None
-    kept: _Checkpoints
+    kept: CompressionCheckpoint
     zeros: bool = False
     clusters: bool = False
 
@@ -150,11 +148,17 @@ class _Work:
             case Prune(epochs=0):
                 from lowbit.methods.prune import prune
 
-                prune(current, step.amount, self._samples(), seed=self.settings.seed, **self.shared).save(path)
+                criterion: Any = step.criterion
+                data = self._samples()
+                prune(current, step.amount, data, criterion=criterion, seed=self.settings.seed, **self.shared).save(
+                    path
+                )
             case Prune():
                 from lowbit.training.gradual import GradualPruning
 
-                self._learn(number, step, current, path, quantized=False, masks=GradualPruning(amount=step.amount))
+                gradual: Any = step.criterion or "magnitude"
+                masks = GradualPruning(amount=step.amount, criterion=gradual)
+                self._learn(number, step, current, path, quantized=False, masks=masks)
             case Share():
                 from lowbit.methods.share import share
 
@@ -171,34 +175,24 @@ class _Work:
                 if step.epochs:
                     self._learn(number, step, path, path, quantized=False, keep_zeros=self.zeros, keep_clusters=True)
             case Quantize(epochs=0):
-                from lowbit.methods.quantize import quantize
+                from lowbit.methods.finalize import finalize
+                from lowbit.methods.trainable import trainable
 
-                # Roundings that make up for each other would move zeros and part what shares a value.
-                result = quantize(
-                    current,
-                    self._samples(),
-                    weights=step.weights,
-                    activations=step.activations,
-                    rules=step.rules,
-                    rounding="nearest" if self.zeros or self.clusters else "compensated",
-                    seed=self.settings.seed,
-                    measure_seconds=0.0,
-                    **self.shared,
-                )
-                result.save(path)
+                module = trainable(current, data=self._samples(), **self._formats(step), **self.shared)
+                finalize(module, measure_seconds=0.0, stages=self.shared["stages"]).save(path)
             case Quantize():
-                self._learn(
-                    number,
-                    step,
-                    current,
-                    path,
-                    keep_zeros=self.zeros,
-                    keep_clusters=self.clusters,
-                    weights=step.weights,
-                    activations=step.activations,
-                    rules=list(step.rules),
-                    edges=step.edges,
-                )
+                self._learn(number, step, current, path, **self._formats(step))
+
+    def _formats(self, step: Quantize) -> dict[str, Any]:
+        """Return what quantizing is told, so that it keeps what was made before."""
+        return {
+            "keep_zeros": self.zeros,
+            "keep_clusters": self.clusters,
+            "weights": step.weights,
+            "activations": step.activations,
+            "rules": list(step.rules),
+            "edges": step.edges,
+        }
 
     def _learn(self, number: int, step: Prune | Share | Quantize, current: Path, path: Path, **options: Any) -> None:
         from lowbit.methods.qat import qat
@@ -235,87 +229,20 @@ class _Work:
             raise RuntimeError("the packed model does not unpack to itself")
         return packed.read_bytes()
 
-    def _samples(self) -> Any:
+    def optional_samples(self) -> Any:
+        """Return the calibration samples; `None` if there are none but in batches."""
         if self.samples is not None:
             return self.samples
-        if isinstance(self.data, (str, Path, dict)):
-            return self.data
+        if isinstance(self.data, dict):
+            return {name: array for name, array in self.data.items() if name not in {"target", "targets"}}
+        return self.data if isinstance(self.data, (str, Path)) else None
+
+    def _samples(self) -> Any:
+        samples = self.optional_samples()
+        if samples is not None:
+            return samples
         raise DataError(
             "a step that does not learn needs calibration samples",
             cause="the training data come as batches",
             remedy="give samples=, as for lowbit.quantize",
         )
-
-
-class _Checkpoints:
-    """Finished steps in a folder, and the identity of the call that they belong to."""
-
-    def __init__(self, folder: Path | None, model: Any, settings: CompressionRecipe) -> None:
-        self._folder = folder
-        if folder is None:
-            return
-        text = json.dumps(settings.to_dict(), sort_keys=True) + digest(load_model(model))
-        identity = hashlib.sha256(text.encode()).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        named = folder / "identity"
-        if named.exists() and named.read_text(encoding="utf-8") != identity:
-            raise RecipeError(
-                f"the checkpoint '{folder}' is of another model or recipe", remedy="delete it, or name another folder"
-            )
-        named.write_text(identity, encoding="utf-8")
-
-    def finished(self, number: int) -> bytes | None:
-        """Return the file of a step that was finished before."""
-        path = None if self._folder is None else self._folder / f"{number}.onnx"
-        return path.read_bytes() if path is not None and path.exists() else None
-
-    def finish(self, number: int, file: Path) -> None:
-        """Keep the file of a step."""
-        if self._folder is not None:
-            part = self._folder / f"{number}.part"
-            part.write_bytes(file.read_bytes())
-            part.replace(self._folder / f"{number}.onnx")
-
-    def training(self, number: int) -> Path | None:
-        """Return where the training of a step keeps its state."""
-        return None if self._folder is None else self._folder / f"{number}.training"
-
-    def clear(self) -> None:
-        """Delete what was kept."""
-        if self._folder is None:
-            return
-        for path in self._folder.iterdir():
-            if path.name == "identity" or path.suffix in {".onnx", ".training", ".part"}:
-                path.unlink()
-        if not any(self._folder.iterdir()):
-            self._folder.rmdir()
-
-
-def _own_bytes(model: Any) -> int | None:
-    """Return the size of the user's file and its data files; `None` if there is none."""
-    if not isinstance(model, (str, Path)):
-        return None
-    own = Path(model)
-    tensors = (value.const_value for value in load_model(own).graph.initializers.values())
-    outside = {own.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    return sum(path.stat().st_size for path in (own, *outside))
-
-
-def _row(name: str, path: Path, seconds: float, measure: Callable[[Path], float] | None) -> CompressionStep:
-    model = load_model(path)
-    arrays = [constant_array(value) for value in model.graph.initializers.values()]
-    weights = [array for array in arrays if array is not None and array.ndim > 1 and array.size > 1]
-    return CompressionStep(
-        name=name,
-        bytes=path.stat().st_size,
-        zeros=sum(int(np.count_nonzero(array == 0)) for array in weights) / max(sum(a.size for a in weights), 1),
-        distinct=max((len(np.unique(array)) for array in weights), default=0),
-        seconds=seconds,
-        score=None if measure is None else measure(path),
-    )
-
-
-def _packed_row(last: CompressionStep, size: int, seconds: float) -> CompressionStep:
-    return CompressionStep(
-        name="code", bytes=size, zeros=last.zeros, distinct=last.distinct, seconds=seconds, score=last.score
-    )

@@ -14,14 +14,12 @@ from lowbit.graph.channels import ChannelGroup, Trace, find_groups, remove_chann
 from lowbit.graph.channels.costs import ChannelCosts
 from lowbit.methods.calibrate import observed_shapes
 from lowbit.methods.channel_allocation import cheapest, step_of, uniform
+from lowbit.methods.channel_compensation import compensated
 from lowbit.methods.channel_pruning import ChannelPruning, PrunedChannels
-from lowbit.methods.channel_refit import held_out, refit_readers
 from lowbit.methods.channel_scores import GRADIENT_CRITERIA, ChannelCriterion, channel_scores, gradient_scores
 from lowbit.methods.rerounding import tells
 from lowbit.methods.stages import Stages, silent
 from lowbit.plan.recipe import matches
-from lowbit.runtime.session import open_session
-from lowbit.runtime.staging import staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -72,8 +70,8 @@ def prune_channels(
         exclude: Operators whose channels stay, as in recipes: a name with * and ?, `re:EXPRESSION` or `op:TYPE`.
         loss: For gradients: takes the tuple of outputs and the labels, returns a scalar tensor. Without it, what
             counts is how much the outputs change.
-        compensate: Refit the weights that read removed channels on the data, where there are any; undone where it
-            does not help on samples that were held out.
+        compensate: Refit the weights that read removed channels on the data, where there are any, then every layer
+            behind them in sequence; undone where it does not help on samples that were held out.
         preprocessing: What to do to images.
         samples: How many samples are looked at.
         seed: Of everything random.
@@ -127,17 +125,12 @@ def prune_channels(
     removed = _removed(free, scores, kept)
     notes: dict[str, str] = {}
     if compensate and opened is not None and len(removed):
-        with stages("Refit what reads removed channels", None):
-            refitted, notes = refit_readers(trace, removed, opened, seed=seed)
-            # Layers that err less can still add up to more at the outputs.
-            errors = [_error(trace, found, removed, opened) for found in (trace, refitted)]
-            if errors[1] < errors[0]:
-                trace = refitted
-            else:
-                notes = dict.fromkeys(notes, f"not refitted: error at the outputs {errors[0]:.1%} -> {errors[1]:.1%}")
+        pruned, notes = compensated(trace, removed, opened, samples=samples, seed=seed, stages=stages)
+    else:
+        pruned = remove_channels(trace, removed)
     number = {id(group): int(count) for group, count in zip(free, kept, strict=True)}
     return ChannelPruning(
-        model=infer_shapes(remove_channels(trace, removed)),
+        model=infer_shapes(pruned),
         groups=tuple(
             _row(group, number.get(id(group), len(group.units)), reason, notes, trace)
             for group, reason in zip(groups, reasons, strict=True)
@@ -184,19 +177,6 @@ def _check_reached(target: float | None, share: float, what: str) -> None:
             cause=f"with every group cut as far as it may be, {share:.1%} are left",
             remedy="ask for more, use a smaller round_to, or exclude less",
         )
-
-
-def _error(whole: Trace, found: Trace, removed: NDArray[np.int64], data: Dataset) -> float:
-    """Return the error of all float outputs on held-out samples, relative to their size."""
-    with staged(whole.model) as before, staged(remove_channels(found, removed)) as after:
-        sessions = [open_session(before), open_session(after)]
-    lost = power = 0.0
-    for feed in held_out(data):
-        for reference, got in zip(*(session.run(feed) for session in sessions), strict=True):
-            if reference.dtype.kind == "f":
-                lost += float(np.square(got.astype(np.float64) - reference).sum())
-                power += float(np.square(reference.astype(np.float64)).sum())
-    return float(np.sqrt(lost / max(power, 1e-30)))
 
 
 def _labelled(data: Dataset) -> Iterator[tuple[Feed, Any]]:

@@ -236,6 +236,13 @@ def input_rows(site: Site, array: NDArray[Any], rows: int, generator: np.random.
     return _patches(site, array, rows, generator)
 
 
+def output_rows(site: Site, array: NDArray[Any], rows: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Return the outputs of a site at the positions that `input_rows` picks with the same generator, `[R, N]`."""
+    flat = np.moveaxis(array, 1, -1) if site.op_type == "Conv" else array
+    flat = flat.reshape(-1, flat.shape[-1])
+    return flat[_picked(len(flat), rows, generator)].astype(np.float32)
+
+
 def _patches(site: Site, array: NDArray[Any], rows: int, generator: np.random.Generator) -> NDArray[np.float32]:
     kernel = site.weight_array().shape[2:]
     spatial = len(kernel)

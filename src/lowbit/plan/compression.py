@@ -24,16 +24,25 @@ class Prune:
         amount: Fraction of the weights of all Conv, MatMul and Gemm, from 0 to below 1.
         epochs: Passes over the data in which weights go gradually while the others learn; 0 prunes at once.
         rate: Highest learning rate, in units of every tensor's own size; `None` is the recipe's.
+        criterion: While learning, `magnitude` or `movement`; at once, `magnitude`, `wanda` or `sparsegpt`. `None` is
+            `magnitude`, and at once `sparsegpt`.
     """
 
     name: ClassVar[str] = "prune"
     amount: float = 0.8
     epochs: int = 10
     rate: float | None = None
+    criterion: str | None = None
 
     def __post_init__(self) -> None:
         _check_number("amount", self.amount, self.name, below_one=True)
         _check_training(self)
+        known = ("magnitude", "movement") if self.epochs else ("magnitude", "wanda", "sparsegpt")
+        if self.criterion is not None and self.criterion not in known:
+            when = f"with {self.epochs} epochs" if self.epochs else "without epochs"
+            raise RecipeError(
+                f"criterion of prune is {self.criterion!r} {when}", remedy=f"use one of {', '.join(known)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lowbit.pruning.masks import Pattern, mask_of, parse_pattern
 from lowbit.pruning.reconstruct import prune_and_reconstruct
-from lowbit.pruning.refit import refit, refit_inputs
+from lowbit.pruning.refit import refit, refit_inputs, refit_residual
 from lowbit.pruning.schedule import polynomial_sparsity
 from lowbit.pruning.scores import lamp, magnitude, movement, wanda
 
@@ -22,5 +22,6 @@ __all__ = [
     "prune_and_reconstruct",
     "refit",
     "refit_inputs",
+    "refit_residual",
     "wanda",
 ]

@@ -16,7 +16,7 @@ from lowbit.rounding.inverse_factor import damped
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["refit", "refit_inputs"]
+__all__ = ["refit", "refit_inputs", "refit_residual"]
 
 
 def refit(
@@ -88,4 +88,23 @@ def refit_inputs(
         H = moments.astype(np.float64)
         inner = damped(H[np.ix_(kept, kept)][None], damping)[0]
         found[kept] += np.linalg.solve(inner, H[np.ix_(kept, ~kept)] @ W[~kept])
+    return found
+
+
+def refit_residual(
+    moments: NDArray[np.floating], residual: NDArray[np.floating], *, damping: float = 1e-3
+) -> NDArray[np.float64]:
+    """Return what has to be added to a weight so that its outputs lack least of what is wanted.
+
+    `argmin E|r - xᵀ D|² + λ |D|²`, where `r` is what is lacking: wanted outputs less those of the weight as it is.
+
+    Args:
+        moments: `[K, K]`, `E[x xᵀ]` of the inputs as they are now.
+        residual: `[K, N]`, `E[x rᵀ]`.
+        damping: λ, as a fraction of the mean energy of the inputs; pulls towards the weight as it is.
+
+    Returns:
+        `[K, N]` float64.
+    """
+    found: NDArray[np.float64] = np.linalg.solve(damped(moments[None], damping)[0], residual.astype(np.float64))
     return found
