@@ -88,8 +88,9 @@ class _Rate(click.ParamType[float | str]):
     _LEARNING,
     "--lr",
     type=_Rate(),
+    default="auto",
     metavar="RATE|auto",
-    help="In units of every tensor's own size; `auto` looks for one.  [0.005]",
+    help="In units of every tensor's own size, 0.005 is usual; `auto` looks for one.  [auto]",
 )
 @option(_LEARNING, "--optimizer", metavar="adamw|sgd", default="adamw", help="[adamw]")
 @option(_LEARNING, "--teacher", type=FILE, metavar="FILE", help="Learn from this ONNX model.  [MODEL in float]")
