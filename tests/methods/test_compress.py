@@ -107,6 +107,14 @@ def test_an_interrupted_chain_goes_on_to_the_same_bytes(net, data, tmp_path):
     assert not kept.exists()
 
 
+def test_a_folder_with_other_files_is_no_checkpoint(net, data, tmp_path):
+    mine = tmp_path / "model.onnx"
+    mine.write_bytes(net.read_bytes())
+    with pytest.raises(RecipeError, match="holds other files"):
+        lowbit.compress(net, data, steps=STEPS, batch=32, checkpoint=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
 def test_measures_are_noted(net, data):
     found = lowbit.compress(net, data, steps=[{"prune": {"epochs": 0}}], measure=lambda path: path.stat().st_size)
     assert found.steps[1].score == found.steps[1].bytes

@@ -108,8 +108,22 @@ def application(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-_QUESTIONS = (compare, diagnose, check, inspect, probe, targets)
-for _command in (quantize, *_QUESTIONS, import_, export, train, prune, compress, pack, unpack):
+for _command in (
+    quantize,
+    compare,
+    diagnose,
+    check,
+    inspect,
+    import_,
+    export,
+    probe,
+    train,
+    prune,
+    compress,
+    pack,
+    unpack,
+    targets,
+):
     application.add_command(_command)
 
 

@@ -19,12 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["prune"]
 
 _WHAT, _CHANNELS, _FILES = "What is pruned", "Channels and branches", "Files and printing"
-# Options of one kind of pruning only.
-_OF_WEIGHTS = ("pattern", "scope")
-_OF_CHANNELS = ("allocation", "round_to", "target_macs", "target_weights")
-_OF_BOTH = ("samples", "no_compensation")
-# What the number of branches leaves nothing to say about.
-_NOT_OF_BRANCHES = (*_OF_WEIGHTS, *_OF_CHANNELS, "criterion", "amount")
+# Which kinds of pruning an option goes with, where not with all.
+_KINDS = {
+    "amount": ("weights", "channels"),
+    "criterion": ("weights", "channels"),
+    "pattern": ("weights",),
+    "scope": ("weights",),
+    "allocation": ("channels",),
+    "round_to": ("channels",),
+    "target_macs": ("channels",),
+    "target_weights": ("channels",),
+    "samples": ("channels", "branches"),
+    "no_compensation": ("channels", "branches"),
+}
 
 
 @click.command(cls=Command, short_help="Weights become zero, or whole channels go.")
@@ -80,7 +87,9 @@ def prune(
     removed instead, with `--branches` whole residual branches: the model becomes smaller, and faster in every engine.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    _check_kinds(given, channels=channels, branches=branches)
+    if channels and branches is not None:
+        raise click.UsageError("--branches does not go with --channels: prune one after the other")
+    _check_kinds(given, "branches" if branches is not None else "channels" if channels else "weights")
     check_model(model)
     inputs = (model, *data_files(data))
     artifact = outputs.reserve(output or model.with_name(f"{model.stem}.pruned.onnx"), inputs=inputs)
@@ -113,17 +122,12 @@ def prune(
         click.echo(f"\n wrote {artifact}")
 
 
-def _check_kinds(given: dict[str, Any], *, channels: bool, branches: int | None) -> None:
+def _check_kinds(given: dict[str, Any], kind: str) -> None:
     """Refuse options that belong to another kind of pruning."""
-    wrong: tuple[str, ...]
-    if branches is not None:
-        if channels:
-            raise click.UsageError("--branches does not go with --channels: prune one after the other")
-        wrong, kind = _NOT_OF_BRANCHES, "does not go with --branches"
-    elif channels:
-        wrong, kind = _OF_WEIGHTS, "does not go with --channels"
-    else:
-        wrong, kind = (*_OF_CHANNELS, *_OF_BOTH), "needs --channels"
-    for name in wrong:
-        if name in given:
-            raise click.UsageError(f"--{name.replace('_', '-')} {kind}")
+    for name in given:
+        kinds = _KINDS.get(name, (kind,))
+        if kind in kinds:
+            continue
+        needed = " or ".join(f"--{one}" for one in kinds)
+        why = f"needs {needed}" if kind == "weights" else f"does not go with --{kind}"
+        raise click.UsageError(f"--{name.replace('_', '-')} {why}")

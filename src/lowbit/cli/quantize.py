@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lowbit.cli.delivery import deliver, named_after
 from lowbit.cli.duration import DURATION
 from lowbit.cli.metrics import load_metric
 from lowbit.cli.parameters import (
@@ -20,7 +21,6 @@ from lowbit.cli.parameters import (
     quality_options,
 )
 from lowbit.cli.progress import stages
-from lowbit.cli.screen import show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -293,21 +293,7 @@ def quantize(
         measure_seconds=next(found for found in (measure, seconds, _MEASURE_SECONDS) if found is not None),
         stages=stages(quiet=quiet),
     )
-    result.save(artifact)
-    if save_plan is not None:
-        result.save_plan(save_plan)
-    if report is not None:
-        result.report(report)
-    if quiet:
-        for warning in result.warnings:
-            click.echo(f"warning: {warning}", err=True)
-        return
-    from rich.padding import Padding
-    from rich.text import Text
-
-    wrote = ", ".join(str(path) for path in (artifact, report, save_plan) if path is not None)
-    summary, *others = result.renderables(details=details)
-    show([summary, "", *others, Padding(Text(f"wrote {wrote}", overflow="fold"), (1, 1, 0, 1))])
+    deliver(result, artifact, report=report, save_plan=save_plan, details=details, quiet=quiet)
 
 
 def _settings(path: Path | None, given: dict[str, Any]) -> Recipe:
@@ -345,5 +331,4 @@ def _default_output(model: Path, recipe: Recipe, plan: Plan | None) -> Path:
     else:
         texts = [site.weights for site in plan.sites if site.weights is not None]
     element = parse_format(max(texts, key=texts.count)).element.name if texts else "float"
-    stem = model.stem if model.suffix.lower() == ".onnx" else model.name
-    return model.with_name(f"{stem}.{element}.onnx")
+    return named_after(model, element)

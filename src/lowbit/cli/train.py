@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lowbit.cli.delivery import deliver, named_after
 from lowbit.cli.duration import DURATION
 from lowbit.cli.metrics import load_metric
 from lowbit.cli.parameters import (
@@ -19,7 +20,6 @@ from lowbit.cli.parameters import (
     quality_options,
 )
 from lowbit.cli.progress import stages
-from lowbit.cli.screen import show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,22 +186,9 @@ def train(
     )
     result = trained.result
     assert result is not None
-    result.save(artifact)
-    if save_plan is not None:
-        result.save_plan(save_plan)
-    if report is not None:
-        result.report(report)
-    if quiet:
-        for warning in (trained.stopped, *result.warnings):
-            if warning:
-                click.echo(f"warning: {warning}", err=True)
-        return
-    from rich.padding import Padding
-    from rich.text import Text
-
-    wrote = ", ".join(str(path) for path in (artifact, report, save_plan) if path is not None)
-    summary, *others = result.renderables(details=details)
-    show([summary, Text(_told(trained)), "", *others, Padding(Text(f"wrote {wrote}", overflow="fold"), (1, 1, 0, 1))])
+    if quiet and trained.stopped:
+        click.echo(f"warning: {trained.stopped}", err=True)
+    deliver(result, artifact, report=report, save_plan=save_plan, details=details, quiet=quiet, told=_told(trained))
 
 
 def _told(trained: Training) -> str:
@@ -229,5 +216,4 @@ def _default_output(model: Path, recipe: Path | None, weights: str | None, targe
 
     base = Recipe() if recipe is None else Recipe.from_yaml(recipe)
     text = weights or base.weights or find_target(target or base.target).weights
-    stem = model.stem if model.suffix.lower() == ".onnx" else model.name
-    return model.with_name(f"{stem}.{text.split(':')[0]}.onnx")
+    return named_after(model, text)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lowbit.graph.channels import remove_channels
 from lowbit.methods.channel_refit import held_out, refit_readers
+from lowbit.methods.output_error import OutputError
 from lowbit.methods.sequential_refit import layers_behind, refit_in_sequence
 from lowbit.methods.stages import Stages, silent
-from lowbit.runtime.session import open_session
-from lowbit.runtime.staging import staged
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -49,11 +47,12 @@ def compensated(
         The model, and by initializer what refitting did.
     """
     best, notes = remove_channels(trace, removed), {}
-    error = _error(trace.model, best, data, samples)
+    judge = OutputError(trace.model, held_out(data, samples=samples))
+    error = judge.of(best)
     with stages("Refit what reads removed channels", None):
         refitted, found = refit_readers(trace, removed, data, samples=samples, seed=seed)
         alone = remove_channels(refitted, removed)
-        after = _error(trace.model, alone, data, samples)
+        after = judge.of(alone)
     if after < error:
         best, error, notes = alone, after, found
     else:
@@ -61,21 +60,8 @@ def compensated(
     layers = layers_behind(trace, removed, best)
     with stages("Refit layer after layer", len(layers)) as advance:
         sequence, found = refit_in_sequence(trace, removed, best, data, samples=samples, seed=seed, advance=advance)
-        after = _error(trace.model, sequence, data, samples)
+        after = judge.of(sequence)
     if not after < error:
         return best, notes
     texts = {name: "; ".join(one for one in (notes.get(name), found.get(name)) if one) for name in (*notes, *found)}
     return sequence, texts
-
-
-def _error(whole: ir.Model, found: ir.Model, data: Dataset, samples: int) -> float:
-    """Return the error of all float outputs on held-out samples, relative to their size."""
-    with staged(whole) as before, staged(found) as after:
-        sessions = [open_session(before), open_session(after)]
-    lost = power = 0.0
-    for feed in held_out(data, samples=samples):
-        for reference, got in zip(*(session.run(feed) for session in sessions), strict=True):
-            if reference.dtype.kind == "f":
-                lost += float(np.square(got.astype(np.float64) - reference).sum())
-                power += float(np.square(reference.astype(np.float64)).sum())
-    return float(np.sqrt(lost / max(power, 1e-30)))

@@ -13,14 +13,14 @@ from lowbit.data import input_specs, open_data
 from lowbit.graph import load_model
 from lowbit.graph.constants import constant_array
 from lowbit.methods.compression import CompressionStep
-from lowbit.runtime.session import open_session
+from lowbit.methods.output_error import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowbit.data import Feed, Preprocessing
+    from lowbit.data import Preprocessing
 
-__all__ = ["Faithfulness", "model_row", "own_bytes", "packed_row"]
+__all__ = ["model_row", "output_judge", "own_bytes", "packed_row"]
 
 _SAMPLES = 64
 
@@ -66,34 +66,18 @@ def packed_row(last: CompressionStep, size: int, seconds: float) -> CompressionS
     return dataclasses.replace(last, name="code", bytes=size, seconds=seconds)
 
 
-class Faithfulness:
-    """How far the outputs of models are from those of the float model, on some samples.
+def output_judge(
+    source: Path, samples: Any, preprocessing: Preprocessing | None, seed: int
+) -> Callable[[Path], float | None]:
+    """Return what says how far the outputs of a file are from those of the float model.
 
     Args:
         source: The float model.
-        samples: Calibration samples; `None` measures nothing.
+        samples: Calibration samples, of which a few are looked at; `None` measures nothing.
         preprocessing: What to do to pictures.
         seed: Chooses samples.
     """
-
-    def __init__(self, source: Path, samples: Any, preprocessing: Preprocessing | None, seed: int) -> None:
-        self._feeds: list[Feed] = []
-        if samples is None:
-            return
-        specs = input_specs(load_model(source))
-        self._feeds = list(open_data(samples, specs, preprocessing=preprocessing, limit=_SAMPLES, seed=seed))
-        session = open_session(source)
-        self._wanted = [session.run(feed) for feed in self._feeds]
-
-    def of(self, path: Path) -> float | None:
-        """Return the root of the squared error of all float outputs over their squares; `None` without samples."""
-        if not self._feeds:
-            return None
-        session = open_session(path)
-        lost = power = 0.0
-        for feed, wanted in zip(self._feeds, self._wanted, strict=True):
-            for exact, found in zip(wanted, session.run(feed), strict=True):
-                if exact.dtype.kind == "f":
-                    lost += float(np.square(found.astype(np.float64) - exact).sum())
-                    power += float(np.square(exact.astype(np.float64)).sum())
-        return float(np.sqrt(lost / max(power, 1e-30)))
+    if samples is None:
+        return lambda _: None
+    specs = input_specs(load_model(source))
+    return OutputError(source, open_data(samples, specs, preprocessing=preprocessing, limit=_SAMPLES, seed=seed)).of

@@ -116,7 +116,8 @@ def with_learned(work: Work, plan: Plan) -> Plan:
     from lowbit.methods.reconstruct import count_blocks, reconstruct
 
     started = time.monotonic()
-    judge = OutputError(work.model, list(islice(data, held_out(data.count()))))
+    feeds = -(-data.count() // data.batch_size)
+    judge = OutputError(work.model, islice(data, held_out(feeds)))
 
     def error(each: Plan) -> float:
         return judge.of(apply_plan(work.model, each).model)
@@ -137,7 +138,7 @@ def with_learned(work: Work, plan: Plan) -> Plan:
             advance=advance,
         ).plan
     after = error(learned)
-    if after < before:
+    if after <= before:
         return learned
     undone = f"what was learned was undone: error at the outputs {before:.2%} -> {after:.2%} on samples held out"
     return dataclasses.replace(plan, warnings=(*plan.warnings, undone))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from lowbit.runtime.session import open_session
 from lowbit.runtime.staging import staged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
+    from pathlib import Path
 
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from lowbit.data import Feed
@@ -21,19 +22,22 @@ __all__ = ["OutputError"]
 
 
 class OutputError:
-    """The error of all float outputs, relative to their size.
+    """The error of all float outputs: the root of the summed squares of differences over that of the original's.
 
     Args:
-        model: The original.
-        feeds: The samples.
+        model: The original, or the path of its file.
+        feeds: The samples, which are held in memory with what the original makes of them.
+
+    Raises:
+        EngineError: The engine cannot run the model.
     """
 
-    def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
-        self._feeds = feeds
+    def __init__(self, model: ir.Model | Path, feeds: Iterable[Feed]) -> None:
+        self._feeds = list(feeds)
         self._exact = self._run(model)
         self._power = max(sum(float(np.square(array).sum()) for sample in self._exact for array in sample), 1e-30)
 
-    def of(self, model: ir.Model) -> float:
+    def of(self, model: ir.Model | Path) -> float:
         """Return the error of a model with the same inputs and outputs: 0 is none, 1 as large as the outputs."""
         lost = sum(
             float(np.square(got - exact).sum())
@@ -42,9 +46,12 @@ class OutputError:
         )
         return float(np.sqrt(lost / self._power))
 
-    def _run(self, model: ir.Model) -> list[list[NDArray[np.float64]]]:
-        with staged(model) as source:
-            session = open_session(source)
+    def _run(self, model: ir.Model | Path) -> list[list[NDArray[np.float64]]]:
+        if isinstance(model, ir.Model):
+            with staged(model) as source:
+                session = open_session(source)
+        else:
+            session = open_session(model)
         return [
             [np.asarray(array, np.float64) for array in session.run(feed) if np.asarray(array).dtype.kind == "f"]
             for feed in self._feeds

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowbit.exceptions import RecipeError
-from lowbit.plan.recipe import Rule, read_yaml
+from lowbit.plan.recipe import Rule, known_values, read_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,13 +186,7 @@ class CompressionRecipe:
         Raises:
             RecipeError: A key or value is unknown.
         """
-        known = [item.name for item in dataclasses.fields(cls)]
-        if not isinstance(data, Mapping):
-            raise RecipeError("the recipe is not a mapping", remedy=f"write lines like `rate: 0.02`; keys: {known}")
-        for key in data:
-            if key not in known:
-                raise RecipeError(f"unknown recipe key {key!r}", remedy=f"use one of {', '.join(known)}")
-        values = dict(data)
+        values = known_values(data, [item.name for item in dataclasses.fields(cls)])
         if "steps" in values:
             if not isinstance(values["steps"], (list, tuple)):
                 raise RecipeError(f"steps is {values['steps']!r}", remedy="list them, e.g. `- prune: {amount: 0.8}`")

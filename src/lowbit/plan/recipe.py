@@ -263,13 +263,7 @@ class Recipe:
         Raises:
             RecipeError: A key or value is unknown.
         """
-        known = [item.name for item in dataclasses.fields(cls)]
-        if not isinstance(data, Mapping):
-            raise RecipeError("the recipe is not a mapping", remedy=f"write lines like `method: auto`; keys: {known}")
-        for key in data:
-            if key not in known:
-                raise RecipeError(f"unknown recipe key {key!r}", remedy=f"use one of {', '.join(known)}")
-        values = dict(data)
+        values = known_values(data, [item.name for item in dataclasses.fields(cls)])
         values["exclude"] = _strings("exclude", values.get("exclude", ()))
         values["rules"] = tuple(_rule(item) for item in values.get("rules") or ())
         try:
@@ -316,6 +310,20 @@ def read_yaml(path: str | Path, what: str) -> Any:
         raise RecipeError(f"the {what} '{path}' cannot be read", cause=str(error)) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"the {what} '{path}' is not YAML", cause=str(error)) from error
+
+
+def known_values(data: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """Return what a recipe says, by key.
+
+    Raises:
+        RecipeError: It is no mapping, or a key is unknown.
+    """
+    if not isinstance(data, Mapping):
+        raise RecipeError("the recipe is not a mapping", remedy=f"write lines like `seed: 1`; keys: {', '.join(known)}")
+    for key in data:
+        if key not in known:
+            raise RecipeError(f"unknown recipe key {key!r}", remedy=f"use one of {', '.join(known)}")
+    return dict(data)
 
 
 def matches(pattern: str, path: str, op_type: str, weight: str | None) -> bool:
