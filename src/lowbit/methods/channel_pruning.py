@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowbit.graph import save_model
+from lowbit.report.plain import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,14 +65,8 @@ class ChannelPruning:
         return save_model(self.model, path)
 
     def __str__(self) -> str:
-        """Return the account as plain text."""
-        from rich.console import Console
-
-        console = Console(width=110, no_color=True, highlight=False, force_terminal=False)
-        with console.capture() as capture:
-            for part in self.renderables():
-                console.print(part)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        """Return the account as plain text, as wide as the terminal."""
+        return plain_text(self.renderables())
 
     def renderables(self) -> Sequence[object]:
         """Return the account for a `rich` console."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit.exceptions import OutputError
+from lowbit.report.plain import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,14 +86,8 @@ class Compression:
         return path
 
     def __str__(self) -> str:
-        """Return the account as plain text."""
-        from rich.console import Console
-
-        console = Console(width=110, no_color=True, highlight=False, force_terminal=False)
-        with console.capture() as capture:
-            for part in self.renderables():
-                console.print(part)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        """Return the account as plain text, as wide as the terminal."""
+        return plain_text(self.renderables())
 
     def renderables(self) -> Sequence[object]:
         """Return the account for a `rich` console."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lowbit.methods.samples import calibration_and_test
 from lowbit.methods.stages import Stages, silent
 from lowbit.plan.recipe import Recipe
 from lowbit.plan.verification import worst_db
+from lowbit.report.plain import plain_text
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
@@ -84,22 +84,16 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """Return the diagnosis as plain text, as wide as the terminal."""
-        return self.text(width=min(shutil.get_terminal_size((100, 24)).columns, 120))
+        return self.text()
 
-    def text(self, *, width: int = 100, details: bool = False) -> str:
+    def text(self, *, width: int | None = None, details: bool = False) -> str:
         """Return the diagnosis as plain text.
 
         Args:
-            width: Columns.
+            width: Columns; by default the terminal's.
             details: Whether every layer is listed.
         """
-        from rich.console import Console
-
-        console = Console(width=width, no_color=True, highlight=False, force_terminal=False)
-        with console.capture() as capture:
-            for part in self.renderables(details=details):
-                console.print(part)
-        said = "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip("\n")
+        said = plain_text(self.renderables(details=details), width=width)
         return f"{said}\n\n{self.recipe_lines}"
 
     @property

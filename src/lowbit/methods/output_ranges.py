@@ -43,6 +43,7 @@ _FEWEST = 4
 _EVERY = 4
 # Candidates are far apart in the first pass, then ever closer to the best.
 _STEPS = (None, 0.4, 0.15)
+_MATRIX = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +179,6 @@ def _reading(tensor: CodedTensor, site: Site) -> _Reading:
     group = site.attribute("group", 1) if site.op_type == "Conv" else 1
     by_group = matrix.reshape(len(matrix), group, -1).transpose(1, 0, 2)
     return _Reading(path=site.path, tensor=tensor.name, site=site, weight=compact_weight(by_group))
-
-
-_MATRIX = 2
 
 
 class _Search:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,6 +20,7 @@ from lowbit.methods.weights import from_kernel_matrix, kernel_matrix
 from lowbit.plan.recipe import matches
 from lowbit.plan.sites import Site, find_sites
 from lowbit.pruning import Pattern, lamp, magnitude, mask_of, parse_pattern, prune_and_reconstruct, refit, wanda
+from lowbit.report.plain import plain_text
 from lowbit.targets import find_target
 
 if TYPE_CHECKING:
@@ -94,13 +94,8 @@ class Pruning:
         return save_model(self.model, path)
 
     def __str__(self) -> str:
-        """Return a table of the layers."""
-        from rich.console import Console
-
-        console = Console(width=min(shutil.get_terminal_size((100, 24)).columns, 120), no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get().rstrip("\n")
+        """Return a table of the layers as plain text, as wide as the terminal."""
+        return plain_text([self.table()])
 
     def table(self) -> Any:
         """Return a `rich` table of the layers."""

@@ -19,6 +19,7 @@ from lowbit.methods.output_error import OutputError
 from lowbit.methods.rerounding import tells
 from lowbit.methods.stages import Stages, silent
 from lowbit.plan.recipe import matches
+from lowbit.report.plain import plain_text
 from lowbit.runtime.session import open_session
 from lowbit.runtime.staging import staged, with_outputs
 
@@ -80,6 +81,10 @@ class BranchPruning:
             OutputError: The file cannot be written; whatever stood there is untouched.
         """
         return save_model(self.model, path)
+
+    def __str__(self) -> str:
+        """Return the account as plain text, as wide as the terminal."""
+        return plain_text(self.renderables())
 
     def renderables(self) -> Sequence[object]:
         """Return the account for a `rich` console."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit.graph import save_model
+from lowbit.report.plain import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,22 +93,16 @@ class Result:
 
     def __str__(self) -> str:
         """Return the summary as plain text, as wide as the terminal."""
-        return self.text(width=min(shutil.get_terminal_size((100, 24)).columns, 120))
+        return self.text()
 
-    def text(self, *, width: int = 100, details: bool = False) -> str:
+    def text(self, *, width: int | None = None, details: bool = False) -> str:
         """Return the summary as plain text.
 
         Args:
-            width: Columns.
+            width: Columns; by default the terminal's.
             details: Whether every operator and layer is listed.
         """
-        from rich.console import Console
-
-        console = Console(width=width, no_color=True, highlight=False, force_terminal=False)
-        with console.capture() as capture:
-            for part in self.renderables(details=details):
-                console.print(part)
-        return capture.get().rstrip("\n")
+        return plain_text(self.renderables(details=details), width=width)
 
     def renderables(self, *, details: bool = False) -> Sequence[object]:
         """Return the parts of the summary for a `rich` console."""
