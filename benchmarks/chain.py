@@ -83,7 +83,12 @@ def run_chain(name: str, chain: Chain, out: Path, *, seed: int, cache: Path) -> 
     formats: dict[str, Any] = {"weights": chain.weights, "activations": chain.activations, "rules": chain.rules}
     steps.append(Quantize(**formats, edges=chain.edges, epochs=chain.epochs))
     recipe = CompressionRecipe(
-        steps=(*steps, Code(smallest=True)), labels=chain.labels, rate=chain.rate, temperature=4.0, seed=seed
+        steps=(*steps, Code(smallest=True)),
+        labels=chain.labels,
+        rate=chain.rate,
+        temperature=4.0,
+        seed=seed,
+        bfloat16=True,
     )
     started = time.perf_counter()
     result = lowbit.compress(

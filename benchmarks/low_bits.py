@@ -116,7 +116,7 @@ def with_lowbit(case: Case, row: Row, *, seconds: float | None) -> Row:
         options["time"] = seconds
     started = time.perf_counter()
     samples = list(case.calibration)
-    result = lowbit.quantize(case.model, samples, test_data=samples[:8], measure_seconds=0.0, **options)
+    result = lowbit.quantize(case.model, samples, test_data=samples[:8], measure_seconds=1.0, **options)
     took = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "artifact.onnx"

@@ -53,7 +53,7 @@ class Cut:
 
 
 CUTS: dict[str, Cut] = {
-    "resnet20": Cut(branches=4, macs=0.9, round_to=16, epochs=10),
+    "resnet20": Cut(branches=4, macs=0.9, round_to=16, epochs=30),
     "xray": Cut(branches=1, macs=0.6, round_to=8, epochs=10),
 }
 
@@ -88,6 +88,7 @@ def run(name: str, cut: Cut, out: Path, *, seed: int, cache: Path, seconds: floa
         out / "cut.onnx",
         AugmentedLoader(pictures.normalized(pictures.train), pictures.train_labels, pace),
         quantized=False,
+        bfloat16=True,
         epochs=cut.epochs,
         lr=cut.rate,
         distillation=Distillation(teacher=source, weight=1.0 - cut.labels, temperature=4.0),

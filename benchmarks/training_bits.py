@@ -95,6 +95,7 @@ def train(name: str, bits: str, *, seed: int, cache: Path, epochs: int | None = 
         lr=how.rate,
         distillation=Distillation(teacher=source, weight=0.7, temperature=4.0),
         seed=seed,
+        bfloat16=True,
         measure_seconds=0.0,
     )
     seconds = time.perf_counter() - started

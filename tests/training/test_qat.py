@@ -203,6 +203,33 @@ def test_the_operator_that_cuts_the_gradient(parse: Callable, data: dict[str, An
         lowbit.qat(proto, data, loss=loss, quantized=False, **QUICK)
 
 
+def test_bfloat16_is_for_what_is_not_rounded(learned: onnx.ModelProto, data: dict[str, Any]) -> None:
+    kinds: set[torch.dtype] = set()
+
+    class Teacher(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.graph = lowbit.interpreter.to_torch(learned)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            (found,) = self.graph(x)
+            kinds.add(found.dtype)
+            return found
+
+    def trained(*, bfloat16: bool, **options: Any) -> dict[str, np.ndarray]:
+        return state(lowbit.qat(learned, data, epochs=1, finalized=False, bfloat16=bfloat16, **options, **QUICK).module)
+
+    def differences(**options: Any) -> list[float]:
+        one, other = (trained(bfloat16=given, **options) for given in (False, True))
+        assert all(value.dtype == other[name].dtype for name, value in one.items())
+        return [float(np.abs(value.astype(float) - other[name]).max()) for name, value in one.items()]
+
+    assert 0 < max(differences(quantized=False)) < 0.1
+    assert max(differences(**FEW)) == 0
+    assert max(differences(**FEW, distillation=lowbit.Distillation(teacher=Teacher()))) > 0
+    assert kinds == {torch.float32, torch.bfloat16}
+
+
 def test_patience_ends_a_training(net: onnx.ModelProto, data: dict[str, Any]) -> None:
     trained = lowbit.qat(
         net, data, epochs=20, patience=2, validation=data, metric=lambda *_: 0.5, finalized=False, **QUICK

@@ -209,6 +209,7 @@ class _Work:
                 teacher=self.source, weight=1.0 - settings.labels, temperature=settings.temperature
             ),
             seed=settings.seed,
+            bfloat16=settings.bfloat16,
             checkpoint=self.kept.training(number),
             progress=self.progress,
             measure_seconds=0.0,

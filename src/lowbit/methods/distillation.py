@@ -179,7 +179,7 @@ def teacher_loss(
     settings: Distillation,
     scores: torch.Tensor,
     inner: dict[str, torch.Tensor],
-    teacher: Teacher,
+    teacher: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]],
     inputs: dict[str, torch.Tensor],
     *,
     classes: bool,

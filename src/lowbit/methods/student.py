@@ -11,6 +11,7 @@ from lowbit.exceptions import DataError, TrainingError
 from lowbit.methods.distillation import teacher_loss
 from lowbit.training.gradient_path import cutting_operator
 from lowbit.training.losses import label_loss
+from lowbit.training.precision import in_bfloat16, in_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ class Student:
         classes: Whether scores are those of classes.
         positions: Tensors whose attention is compared.
         teacher: The teacher, ready to be asked; `None` without one.
+        bfloat16: Whether the teacher, and the module if nothing in it is rounded, compute products in bfloat16.
     """
 
     module: TrainableModel
@@ -43,6 +45,7 @@ class Student:
     classes: bool
     positions: tuple[str, ...]
     teacher: Any = None
+    bfloat16: bool = False
 
     def check(self, target: Any) -> None:
         """Refuse data without targets where nothing else teaches.
@@ -60,16 +63,23 @@ class Student:
     def loss_of(self, batch: Batch) -> torch.Tensor:
         """Return the loss of a batch: distance to the teacher, to the targets, or a mean of both."""
         inputs, target = batch
-        output, inner = self.module(tapped=True, **inputs)
+        with in_bfloat16(inputs, enabled=self.bfloat16 and not self.module.quantized):
+            output, inner = in_float32(self.module(tapped=True, **inputs))
         scores = self.scores(output, inner)
         if self.teach is None:
             return self.labelled(output, scores, target)
         taught = teacher_loss(
-            self.teach, scores, inner, self.teacher, inputs, classes=self.classes, positions=self.positions
+            self.teach, scores, inner, self._taught, inputs, classes=self.classes, positions=self.positions
         )
         if target is None or self.teach.weight == 1.0:
             return taught
         return self.teach.weight * taught + (1.0 - self.teach.weight) * self.labelled(output, scores, target)
+
+    def _taught(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return what the teacher says of a batch."""
+        with in_bfloat16(inputs, enabled=self.bfloat16):
+            found: tuple[torch.Tensor, dict[str, torch.Tensor]] = in_float32(self.teacher(inputs))
+        return found
 
     def labelled(self, output: Any, scores: torch.Tensor, target: Any) -> torch.Tensor:
         """Return the distance to the targets."""

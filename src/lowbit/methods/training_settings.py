@@ -35,6 +35,7 @@ def loop_settings(
     patience: int,
     seed: int,
     every: int,
+    bfloat16: bool,
 ) -> Settings:
     """Return the settings of the loop.
 
@@ -67,6 +68,7 @@ def loop_settings(
         patience=patience,
         seed=seed,
         every=every,
+        bfloat16=bfloat16,
     )
 
 

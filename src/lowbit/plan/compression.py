@@ -129,6 +129,7 @@ class CompressionRecipe:
         rate: Highest learning rate, in units of every tensor's own size, of steps that name none.
         batch: Size of batches, where the data are samples.
         seed: Of everything random.
+        bfloat16: Whether learning before anything is rounded computes products in bfloat16, as in `lowbit.qat`.
 
     Raises:
         RecipeError: The steps make no sense in this order, or a value is out of its range.
@@ -140,6 +141,7 @@ class CompressionRecipe:
     rate: float = 2e-2
     batch: int = 64
     seed: int = 0
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
@@ -176,7 +178,7 @@ class CompressionRecipe:
                     {key: value for key, value in dataclasses.asdict(rule).items() if value} for rule in step.rules
                 ]
             steps.append({step.name: values})
-        plain = {name: getattr(self, name) for name in ("labels", "temperature", "rate", "batch", "seed")}
+        plain = {name: getattr(self, name) for name in ("labels", "temperature", "rate", "batch", "seed", "bfloat16")}
         return {"steps": steps, **plain}
 
     @classmethod

@@ -23,6 +23,7 @@ class Settings:
         patience: Epochs without a better metric after which training stops; 0 never stops it.
         seed: Of everything random.
         every: Steps between checkpoints; 0 writes them at the ends of epochs only.
+        bfloat16: Whether a float model and its teacher compute products in bfloat16.
     """
 
     epochs: int = 10
@@ -36,6 +37,7 @@ class Settings:
     patience: int = 0
     seed: int = 0
     every: int = 0
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
