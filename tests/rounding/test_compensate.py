@@ -63,6 +63,19 @@ def test_correlated_inputs_make_up_for_errors() -> None:
     assert sorted(codes.ravel()) == [0, 1]
 
 
+@settings(max_examples=30)
+@given(st.integers(0, 10_000), st.integers(2, 70), st.integers(1, 6))
+def test_weights_that_are_zero_stay_so(seed: int, depth: int, channels: int) -> None:
+    weight, scale, moment = case(seed, depth, channels)
+    zeros = np.random.default_rng(seed).random(weight.shape) < 0.5
+    weight[zeros] = 0
+    codes = np.rint(weight / scale / 8).astype(np.int8)
+    found = compensated(weight, codes, 8 * scale, moment, CodeLimits(low=-127, zeros=zeros))
+    assert not found[zeros].any()
+    damped = moment + 0.01 * np.trace(moment, axis1=1, axis2=2)[:, None, None] / depth * np.eye(depth)
+    assert (error(weight, found, 8 * scale, damped) <= error(weight, codes, 8 * scale, damped) * (1 + 1e-9)).all()
+
+
 def test_independent_inputs_are_rounded_to_nearest() -> None:
     weight, scale, _ = case(3, 40, 8)
     codes = np.rint(weight / scale).astype(np.int8)

@@ -189,3 +189,22 @@ def test_what_does_not_fit_is_refused() -> None:
         gptq(weight, np.ones(3, np.float32), np.zeros((1, 4, 4)), INT4)
     with pytest.raises(FormatError, match="damping"):
         gptq(weight, one, np.zeros((1, 4, 4)), INT4, damping=2)
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("zero_point", [0.0, 3.0])
+def test_weights_that_are_zero_stay_so_and_others_make_up_for_it(order: bool, zero_point: float) -> None:
+    generator = np.random.default_rng(5)
+    weight = generator.standard_normal((48, 12)).astype(np.float32)
+    zeros = generator.random(weight.shape) < 0.6
+    weight[zeros] = 0
+    scale, H = scales(weight, "per-channel", steps=4), moments(generator, 2, 48)
+    limits = CodeLimits(low=-8, high=7, zeros=zeros)
+    found = gptq(weight, scale, H, limits, zero_point=np.float32(zero_point), activation_order=order)
+    assert (found[zeros] == zero_point).all()
+    free = gptq(weight, scale, H, INT4, zero_point=np.float32(zero_point), activation_order=order)
+    assert (free[zeros] != zero_point).any()
+    plain = nearest(weight, scale, INT4, np.float32(zero_point))
+    point = np.float32(zero_point)
+    errors = [float(output_errors(weight, codes, scale, H, point).sum()) for codes in (found, plain)]
+    assert errors[0] < errors[1]

@@ -204,7 +204,7 @@ class _Search:
         coded = dataclasses.replace(encoded, beside=None).decode()
         goal.reshape(-1)[positions] = coded.reshape(-1)[positions]
         goal_matrix = kernel_matrix(self.site, goal)
-        better = better_codes(goal_matrix, nearest, scale, zero_point, self.fit, limits_of(encoded), kind)
+        better = better_codes(goal_matrix, nearest, scale, zero_point, self.fit, limits_of(self.site, encoded), kind)
         steps = (better.astype(np.int16) - nearest).astype(np.int8)
         apart = np.zeros(self.weight.size, dtype=bool)
         apart[positions] = True

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lowbit.formats import Format, PerBlock, PerChannel, parse_format
+from lowbit.methods.rerounding import keeps_values
 from lowbit.methods.weights import EncodedWeight, encode_weight, kernel_matrix, rerounded
 from lowbit.plan.packed import pack_steps, unpack_floats
 from lowbit.reconstruction.adaptive_rounding import AdaptiveRounding
@@ -81,7 +82,10 @@ def learnable(site: Site, entry: SitePlan) -> bool:
     """Whether a site has a weight in integer codes that gradients reach."""
     if site.op_type not in {"Conv", "MatMul", "Gemm"} or site.weight_index is None or site.subgraph:
         return False
-    return entry.weights is not None and parse_format(entry.weights).element.kind == "integer"
+    if entry.weights is None or parse_format(entry.weights).element.kind != "integer":
+        return False
+    # What shares values keeps sharing them: single weights have nothing to learn.
+    return not keeps_values(site, entry)
 
 
 def rounds(encoded: EncodedWeight) -> bool:
@@ -103,7 +107,15 @@ def soft_weight(site: Site, encoded: EncodedWeight, kind: Learning) -> SoftWeigh
     def spread(tensor: torch.Tensor) -> torch.Tensor:
         return _spread(tensor, fmt, shape)
 
-    grid = WeightGrid(scale=scale, spread=spread, low=low, high=high, zero_point=zero_point)
+    zeros = weight == 0
+    grid = WeightGrid(
+        scale=scale,
+        spread=spread,
+        low=low,
+        high=high,
+        zero_point=zero_point,
+        zeros=zeros if bool(zeros.any()) else None,
+    )
     if kind == "adaround":
         return AdaptiveRounding(weight, grid)
     return LearnedRounding(weight, torch.from_numpy(encoded.codes.astype(np.float32)), grid)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.methods.rerounding import better_codes, fits, grids_of, limits_of, share_text
+from lowbit.methods.rerounding import better_codes, fits, grids_of, keeps_values, limits_of, share_text
 from lowbit.methods.second_moments import input_rows
 from lowbit.methods.weights import EncodedWeight, kernel_matrix, plain_codes, rerounded
 from lowbit.plan.packed import pack_floats, pack_steps, unpack_floats
@@ -77,6 +77,8 @@ def rounded_for_quantized_inputs(
         shared = layer.site.weight is None or len(tuple(layer.site.weight.uses())) > 1
         # What several layers share would have to fit the inputs of all.
         if shared or layer.encoded.beside is not None or not fits(layer.site, layer.entry, target, kind):
+            return layer.entry
+        if keeps_values(layer.site, layer.entry):
             return layer.entry
         return _Rounding(layer, kind, biases=biases, seed=seed).run()
 
@@ -152,7 +154,7 @@ class _Rounding:
         goal, moments = asymmetric_target(seen, centred=self.centred)
         scale, zero_point = grids_of(self.layer.site, self.base)
         codes: NDArray[np.int16] = better_codes(
-            goal, nearest, scale, zero_point, moments, limits_of(self.base), self.kind
+            goal, nearest, scale, zero_point, moments, limits_of(self.layer.site, self.base), self.kind
         )
         return codes
 

@@ -18,6 +18,7 @@ from lowbit.methods.second_moments import moments_in_two
 from lowbit.methods.weights import channel_axis, encode_weight, kernel_matrix, plain_codes, rerounded
 from lowbit.plan.packed import pack_steps
 from lowbit.rounding import CodeLimits, compensated, gptq, legal_pairs, output_errors
+from lowbit.rounding.shared_values import shares_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ __all__ = [
     "fits",
     "grids_of",
     "in_parts",
+    "keeps_values",
     "limits_of",
     "rounding_of",
     "roundings",
@@ -151,12 +153,14 @@ def roundings(
             entry.weights,
         ):
             continue
-        if feeds is None or (entry.execution == "weight-only" and unseen):
+        reason = ""
+        if keeps_values(site, entry):
+            reason = "its weights share values, which stay shared"
+        elif feeds is None or (entry.execution == "weight-only" and unseen):
+            reason = f"{kind} needs calibration data"
+        if reason:
             found[site.path] = Rerounding(
-                execution=entry.execution,
-                weights=entry.weights,
-                steps=None,
-                note=f"rounded to nearest: {kind} needs calibration data",
+                execution=entry.execution, weights=entry.weights, steps=None, note=f"rounded to nearest: {reason}"
             )
             continue
         # Sites that share a weight share its codes.
@@ -173,6 +177,16 @@ def roundings(
             rerounding = _rerounding(group[0], entries[group[0].path], plan, target, seen, kind) if seen else None
             found.update({site.path: rerounding for site in group if rerounding is not None})
     return found
+
+
+def keeps_values(site: Site, entry: SitePlan) -> bool:
+    """Whether a weight has no more values than its format has codes, as clustering leaves it: they stay shared."""
+    assert entry.weights is not None
+    fmt = parse_format(entry.weights)
+    if fmt.element.kind != "integer":
+        return False
+    low, high = fmt.code_range()
+    return shares_values(site.weight_array(), channel_axis(site), int(high - low) + 1)
 
 
 def blind(feeds: Dataset | Iterable[Feed] | None) -> bool:
@@ -238,7 +252,7 @@ def _rerounding(
     fit = np.mean([moments.fit for moments in seen], axis=0)
     held = np.mean([moments.held for moments in seen], axis=0)
     both = np.mean([moments.both for moments in seen], axis=0)
-    better = better_codes(weight, nearest, scale, zero_point, fit, limits_of(encoded), kind)
+    better = better_codes(weight, nearest, scale, zero_point, fit, limits_of(site, encoded), kind)
     before, after = (float(output_errors(weight, codes, scale, held, zero_point).sum()) for codes in (nearest, better))
     power = float(output_errors(weight, np.zeros_like(nearest), scale, held).sum())
     if after >= before:
@@ -250,7 +264,7 @@ def _rerounding(
             note=f"output error {share_text(before, power)}, rounded to nearest{note}",
         )
     # It generalizes: what was held out for this test may now take part.
-    final = better_codes(weight, nearest, scale, zero_point, both, limits_of(encoded), kind)
+    final = better_codes(weight, nearest, scale, zero_point, both, limits_of(site, encoded), kind)
     packed = pack_steps((final.astype(np.int16) - nearest).astype(np.int8), nearest)
     rerounded(site, encoded, packed)  # what is stored has to be legal
     return Rerounding(
@@ -293,13 +307,18 @@ def grids_of(site: Site, encoded: EncodedWeight) -> tuple[NDArray[np.float32], N
     return kernel_matrix(site, scale), kernel_matrix(site, zero_point)
 
 
-def limits_of(encoded: EncodedWeight) -> CodeLimits:
-    """Return what the codes of a weight may be."""
+def limits_of(site: Site, encoded: EncodedWeight) -> CodeLimits:
+    """Return what the codes of a weight may be: where it is exactly 0, as pruning leaves it, only that."""
     low, high = encoded.fmt.code_range()
     paired = encoded.saturation is not None
+    zeros = kernel_matrix(site, site.weight_array() == 0)
     # The largest sums of two codes of one sign that 255 times them keep within 16 bits.
     return CodeLimits(
-        low=int(low), high=int(high), pair_low=-128 if paired else None, pair_high=128 if paired else None
+        low=int(low),
+        high=int(high),
+        pair_low=-128 if paired else None,
+        pair_high=128 if paired else None,
+        zeros=zeros if zeros.any() else None,
     )
 
 

@@ -23,6 +23,7 @@ class WeightGrid:
         low: Lowest code.
         high: Highest code.
         zero_point: In codes, shaped like the scale; `None` is 0.
+        zeros: Which weights stay exactly 0, as pruning left them; `None` if none do.
     """
 
     scale: torch.Tensor
@@ -30,6 +31,7 @@ class WeightGrid:
     low: int
     high: int
     zero_point: torch.Tensor | None = None
+    zeros: torch.Tensor | None = None
 
     @property
     def offset(self) -> torch.Tensor:
@@ -41,9 +43,11 @@ class WeightGrid:
         return weight / self.spread(self.scale) + self.offset
 
     def clamp(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return codes within the ends."""
-        return codes.clamp(float(self.low), float(self.high))
+        """Return codes within the ends; those of weights that stay 0 are the zero point."""
+        within = codes.clamp(float(self.low), float(self.high))
+        return within if self.zeros is None else torch.where(self.zeros, self.offset, within)
 
     def decode(self, codes: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         """Return the weight of codes, with the grid's scale or another one of the same shape."""
-        return (codes - self.offset) * self.spread(self.scale if scale is None else scale)
+        decoded = (codes - self.offset) * self.spread(self.scale if scale is None else scale)
+        return decoded if self.zeros is None else decoded.masked_fill(self.zeros, 0.0)

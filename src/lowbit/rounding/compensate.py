@@ -9,7 +9,7 @@ which can keep the limits of a saturating kernel at every step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,12 +39,14 @@ class CodeLimits:
         high: Highest code.
         pair_low: Lowest sum of two negative codes in rows `2i` and `2i + 1`; `None` if they may be anything.
         pair_high: Highest sum of two positive ones.
+        zeros: `[K, N]`, which weights stay exactly 0, as pruning left them; `None` if none do.
     """
 
     low: int = -128
     high: int = 127
     pair_low: int | None = None
     pair_high: int | None = None
+    zeros: NDArray[np.bool_] | None = field(default=None, compare=False)
 
 
 def legal_pairs(codes: NDArray[Any], legal: NDArray[Any], limits: CodeLimits) -> NDArray[Any]:
@@ -82,7 +84,7 @@ def compensated(
 
     Args:
         weight: `[K, N]` float32, in the kernel's order.
-        codes: `[K, N]` integers within the limits, to start from.
+        codes: `[K, N]` integers within the limits, to start from; those of weights that stay 0 are the zero point.
         scale: `[]`, `[N]`, `[K, N]` or `[K / block, N]` float32.
         moments: `[G, K, K]`, `E[x x]` of the inputs in the same order, for each of G groups of N/G outputs; their
             covariance, where a bias makes up for the mean of the error.
@@ -171,6 +173,9 @@ class _Descent:
         limits = self.limits
         low = np.maximum(self.start[row] - _FARTHEST, limits.low)
         high = np.minimum(self.start[row] + _FARTHEST, limits.high)
+        if limits.zeros is not None:
+            kept = limits.zeros[row]
+            low, high = (np.where(kept, self.start[row], end) for end in (low, high))
         partner = row ^ 1
         if limits.pair_low is None or limits.pair_high is None or partner >= len(self.codes):
             return low, high

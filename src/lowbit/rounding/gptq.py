@@ -77,6 +77,7 @@ def gptq(
         inverse_factor(H),
         limits,
         lazy,
+        None if limits.zeros is None else in_order(limits.zeros) > 0,
     )
     codes = np.empty_like(found)
     np.put_along_axis(codes, order[:, :, None], found, axis=1)
@@ -90,6 +91,7 @@ def _rounded(
     U: NDArray[np.float64],
     limits: CodeLimits,
     lazy: int,
+    zeros: NDArray[np.bool_] | None,
 ) -> NDArray[np.int16]:
     """Round rows in their order; all arguments `[G, K, …]`, `W` is used up."""
     codes = np.zeros(W.shape, dtype=np.int16)
@@ -99,6 +101,8 @@ def _rounded(
         errors = np.zeros((len(W), stop - start, W.shape[2]))
         for row in range(start, stop):
             code = np.clip(np.rint(W[:, row] / scale[:, row] + zero_point[:, row]), limits.low, limits.high)
+            if zeros is not None:
+                code = np.where(zeros[:, row], zero_point[:, row], code)
             codes[:, row] = code
             left = W[:, row] - (code - zero_point[:, row]) * scale[:, row]
             errors[:, row - start] = left / U[:, row, row, None]

@@ -18,7 +18,8 @@ def in_bfloat16(inputs: Mapping[str, torch.Tensor], *, enabled: bool) -> context
     if not enabled:
         return contextlib.nullcontext()
     device = next((one.device.type for one in inputs.values()), "cpu")
-    return torch.autocast(device, dtype=torch.bfloat16)
+    context: contextlib.AbstractContextManager[Any] = torch.autocast(device, dtype=torch.bfloat16)
+    return context
 
 
 def in_float32(values: Any) -> Any:
