@@ -176,12 +176,12 @@ def test_the_interface_is_the_one_asked_for(residual: lowbit.Result, layout: str
 def test_what_cannot_be_converted_is_named_before_anything_is_written(tmp_path: Path) -> None:
     proto = network(
         "net (float[1, 4, 8] x) => (float[1, 4, 8] y) "
-        "{ a = MatMul (x, w) b = LayerNormalization <axis = -1> (a, s) c = MatMul (b, v) y = Relu (c) }",
-        {"w": (8, 8), "v": (8, 8), "s": (8,)},
+        "{ a = MatMul (x, w) b = LogSoftmax <axis = -1> (a) c = MatMul (b, v) y = Relu (c) }",
+        {"w": (8, 8), "v": (8, 8)},
     )
     result = quantized(proto)
-    assert [site.op_type for site in result.plan.sites if site.execution == "float"] == ["LayerNormalization"]
-    with pytest.raises(ModelError, match="no integer kernel for LayerNormalization"):
+    assert [site.op_type for site in result.plan.sites if site.execution == "float"] == ["LogSoftmax"]
+    with pytest.raises(ModelError, match="no integer kernel for LogSoftmax"):
         lowbit.export(result.model, tmp_path / "model.tflite")
     assert list(tmp_path.iterdir()) == []
 

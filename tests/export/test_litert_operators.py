@@ -216,6 +216,12 @@ CASES = {
         text=picture("a = Relu (x) y = DepthToSpace <blocksize = 2> (a)", "1, 2, 8, 8", "1, 8, 4, 4"),
         kernels=("DEPTH_TO_SPACE", "QUANTIZE"),
     ),
+    "squares": Case(text=picture("y = Pow (x, two)", "1, 6, 9, 8"), kernels=("MUL",)),
+    "LayerNormalization": Case(
+        text="net (float[2, 6, 16] x) => (float[2, 6, 16] y) { y = LayerNormalization (x, positive, bias) }",
+        weights={"positive": (16,), "bias": (16,)},
+        kernels=("ADD", "MEAN", "MUL", "QUANTIZE", "RSQRT", "SUB"),
+    ),
     "embedding": Case(
         text="net (int64[1, 6] x) => (float[1, 6, 4] y) { g = Gather (positive, x) y = Mul (g, eighth) }",
         weights={"positive": (10, 4)},
@@ -224,6 +230,7 @@ CASES = {
 }
 NUMBERS = {
     "zero": np.float32(0),
+    "two": np.float32(2),
     "six": np.float32(6),
     "eighth": np.float32(0.125),
     "pads": np.array([0, 0, 1, 0, 0, 0, 1, 1], dtype=np.int64),

@@ -471,6 +471,14 @@ class TestIdentities:
         model = parse(f"g (float[2, 3] x) => ({kind}{shape} y) {{ y = {node} }}", **used)
         assert count(cleaned(model, x=noise(2, 3)).model) == count(model)
 
+    def test_a_cast_to_the_type_that_a_tensor_has_goes(self) -> None:
+        """PyTorch's attention writes one that the types of its inputs make pointless."""
+        text = "g (float[2] x) => (float[2] y) { t = Relu (x) c = CastLike (w, t) y = Mul (t, c) }"
+        assert count(cleaned(parse(text, w=noise(2)), x=noise(2)).model) == {"Relu": 1, "Mul": 1}
+        text = "g (float[2] x) => (int64[2] y) { t = Relu (x) y = CastLike (t, whole) }"
+        kept = cleaned(parse(text, whole=np.zeros(1, np.int64)), x=noise(2)).model
+        assert count(kept) == {"Relu": 1, "CastLike": 1}
+
     def test_link_between_input_and_output_stays(self) -> None:
         result = cleaned(parse("g (float[2] x) => (float[2] y) { y = Identity(x) }"), x=noise(2))
         assert count(result.model) == {"Identity": 1}

@@ -24,17 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["activation_plans"]
 
+_STEP_MARGIN = 2.0
+
 
 def activation_plans(
     sites: Sequence[Site], recipe: Recipe, decision: Decision, calibration: Calibration
 ) -> tuple[ActivationPlan, ...]:
     """Choose scale and zero point of every coded tensor."""
-    fmt = decision.activations
     tensors = [tensor for tensor in coded_tensors(sites, decision.executions) if constant_array(tensor.value) is None]
     ranges: dict[str, tuple[float, float]] = {}
     reasons: dict[str, str] = {}
+    formats: dict[str, Format] = {}
     for tensor in tensors:
-        ranges[tensor.name], reasons[tensor.name] = _range(tensor, recipe, fmt, calibration)
+        producer, default = tensor.producer, decision.activations
+        formats[tensor.name] = producer.written(default) if producer is not None else default
+        ranges[tensor.name], reasons[tensor.name] = _range(tensor, recipe, formats[tensor.name], calibration)
     groups = share_scales(tensors, ranges)
     joined: dict[str, tuple[float, float]] = {}
     for tensor in tensors:
@@ -52,6 +56,7 @@ def activation_plans(
     entries = []
     for tensor in tensors:
         root = groups[tensor.name]
+        fmt = formats[root]
         low, high = joined.get(root, ranges[root])
         parameters = choose_parameters(np.float32(low), np.float32(high), fmt)
         reason = reasons[tensor.name] if root == tensor.name else f"shares the scale of {root}"
@@ -79,6 +84,10 @@ def _range(
         return (low, high), f"range of {producer.op_type}"
     method = "mse" if recipe.calibration == "auto" else recipe.calibration
     histogram = calibration.histograms[tensor.name]
+    if producer is not None and producer.is_step:
+        # Finer codes have room for rows that calibration has not seen, at half of their precision.
+        reach = _STEP_MARGIN * max(abs(histogram.low), abs(histogram.high))
+        return (-reach, reach), f"{_STEP_MARGIN:g} times the extremes of {calibration.samples} samples"
     codes = fmt.element.code_count if fmt.element.kind == "integer" else 2**fmt.element.bits
     note = ""
     chosen = calibration.ranges.get(tensor.name) if method == "output-mse" else None

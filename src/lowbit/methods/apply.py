@@ -69,7 +69,7 @@ def apply_plan(model: ir.Model, plan: Plan, *, target: Target | None = None) -> 
         TargetError: The plan's target is unknown.
     """
     target = target or find_target(plan.target)
-    result = _raised(prepared_for(model, plan), plan)
+    result = _raised(prepared_for(model, plan, target), plan)
     result.metadata_props.pop(PREPARED_KEY, None)
     sites = {site.path: site for site in find_sites(result, target)}
     planned = {site.node: site for site in plan.sites}

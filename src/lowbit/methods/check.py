@@ -17,6 +17,7 @@ from lowbit.graph.constants import constant_array
 from lowbit.methods.calibrate import observed_shapes
 from lowbit.methods.conformance import Violation, violations
 from lowbit.methods.decide import Decision, decide, make_plan, settled
+from lowbit.methods.prepare import Prepared, in_steps
 from lowbit.plan.choose import predicted_latency
 from lowbit.plan.cost import Costs, FormulaCosts
 from lowbit.plan.recipe import Recipe
@@ -126,12 +127,13 @@ def check(
     settings = settled(settings, chosen)
     loaded = load_model(model)
     cleaned = clean(loaded)
-    sites = find_sites(cleaned.model, chosen)
-    shapes, unknown = _shapes(cleaned.model, data, preprocessing, settings)
+    prepared = in_steps(Prepared(model=cleaned.model), chosen)
+    sites = find_sites(prepared.model, chosen)
+    shapes, unknown = _shapes(prepared.model, data, preprocessing, settings)
     # Half-known costs would make every operator of unknown size look free.
     priced = chosen if not unknown else dataclasses.replace(chosen, costs=None)
     decision = decide(sites, settings, priced, shapes)
-    plan = make_plan(cleaned.model, sites, settings, chosen, decision, None, shapes)
+    plan = make_plan(prepared.model, sites, settings, chosen, decision, None, shapes)
     costs = FormulaCosts(priced.costs, shapes) if priced.costs is not None else None
     if costs is not None:
         plan = _priced(plan, sites, decision, costs)
@@ -151,7 +153,7 @@ def check(
         conversions_us=conversions,
         priced=len(known),
         unknown=unknown,
-        notes=cleaned.notes,
+        notes=(*cleaned.notes, *prepared.notes),
         quantized=any(_is_quantized(node) for node in loaded.graph),
         violations=violations(loaded, chosen),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.formats import parse_format
 from lowbit.graph import opset_of
 from lowbit.graph.constants import constant_array, is_constant
 from lowbit.plan.sites import walk
@@ -123,7 +124,8 @@ def _activation(path: str, node: ir.Node, target: Target) -> list[Violation]:
         ]
     found = []
     name = ir.DataType.from_numpy(zero_point.dtype).name.lower()
-    if name not in target.activation_elements:
+    between = parse_format(target.step_activations).element.name if target.step_activations else ""
+    if name not in {*target.activation_elements, between}:
         allowed = " or ".join(target.activation_elements) or "float only"
         found.append(
             Violation(

@@ -298,6 +298,7 @@ def make_plan(
                 found = found if told is None else told
             mean = pack_floats(found) if found is not None else None
         coded = execution in {"static", "half"}
+        written = str(site.written(decision.activations))
         rounding, notes = rounding_of(calibration.roundings if calibration else {}, site.path, execution, weights)
         entries.append(
             SitePlan(
@@ -306,7 +307,7 @@ def make_plan(
                 execution=execution,
                 reason=reason,
                 weights=weights,
-                activations=str(decision.activations) if coded else "uint8" if execution == "dynamic" else None,
+                activations=written if coded else "uint8" if execution == "dynamic" else None,
                 predicted_float_us=_microseconds(choice.float_ns),
                 predicted_us=_microseconds(choice.chosen_ns),
                 decode=_decode(site, weights, shapes, target) if execution == "weight-only" else None,

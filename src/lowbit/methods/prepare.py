@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lowbit.exceptions import RecipeError
 from lowbit.graph import digest
+from lowbit.graph.normalization_steps import normalize_in_steps
 from lowbit.methods.absorb import apply_absorptions
 from lowbit.methods.equalize import equalize
 from lowbit.methods.migrate import apply_migrations
 from lowbit.methods.rotate import apply_rotations
+from lowbit.targets import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +25,19 @@ if TYPE_CHECKING:
 
     from lowbit.plan.plan import AbsorptionPlan, MigrationPlan, Plan, RotationPlan
     from lowbit.plan.recipe import Recipe
+    from lowbit.targets import Target
 
-__all__ = ["PREPARED_KEY", "Prepared", "absorbed", "migrated", "prepare", "prepared_for", "rotated", "source_digest"]
+__all__ = [
+    "PREPARED_KEY",
+    "Prepared",
+    "absorbed",
+    "in_steps",
+    "migrated",
+    "prepare",
+    "prepared_for",
+    "rotated",
+    "source_digest",
+]
 
 PREPARED_KEY = "lowbit.prepared_from"
 """Entry of a prepared model's metadata, in memory only: the digest of the cleaned model that it was made from."""
@@ -62,15 +75,17 @@ def prepare(model: ir.Model, recipe: Recipe) -> Prepared:
     return Prepared(model=_marked(found.model, model), notes=found.notes)
 
 
-def prepared_for(model: ir.Model, plan: Plan) -> ir.Model:
+def prepared_for(model: ir.Model, plan: Plan, target: Target | None = None) -> ir.Model:
     """Return the float model that a plan's entries are about.
 
     Args:
         model: The cleaned model, or one that was prepared from it already; left unchanged.
         plan: The plan.
+        target: The plan's target, where it is not one of the named ones.
 
     Raises:
         RecipeError: The plan was made for another model.
+        TargetError: The plan's target is unknown.
     """
     if source_digest(model) != plan.model_sha256:
         raise RecipeError(
@@ -80,11 +95,15 @@ def prepared_for(model: ir.Model, plan: Plan) -> ir.Model:
         )
     equalized = bool(plan.options.get("equalize", False))
     moved = equalized or plan.absorptions or plan.migrations or plan.rotations
-    if PREPARED_KEY in model.metadata_props or not moved:
+    if PREPARED_KEY in model.metadata_props:
         return model
-    result = equalize(model).model if equalized else model
-    result = apply_absorptions(result, plan.absorptions)
-    return _marked(apply_migrations(apply_rotations(result, plan.rotations), plan.migrations), model)
+    result = model
+    if moved:
+        result = equalize(model).model if equalized else model
+        result = apply_absorptions(result, plan.absorptions)
+        result = apply_migrations(apply_rotations(result, plan.rotations), plan.migrations)
+    result, _ = _stepwise(result, target or find_target(plan.target))
+    return model if result is model else _marked(result, model)
 
 
 def absorbed(prepared: Prepared, absorptions: Sequence[AbsorptionPlan], notes: Sequence[str]) -> Prepared:
@@ -121,6 +140,24 @@ def migrated(prepared: Prepared, migrations: Sequence[MigrationPlan], notes: Seq
     """
     moved = apply_migrations(prepared.model, migrations) if migrations else prepared.model
     return _further(prepared, moved, notes, migrations=tuple(migrations))
+
+
+def in_steps(prepared: Prepared, target: Target) -> Prepared:
+    """Take operators apart that the target computes in steps; the last thing that is done before sites are looked for.
+
+    Args:
+        prepared: A prepared model.
+        target: The target.
+    """
+    model, count = _stepwise(prepared.model, target)
+    notes = (f"{count} LayerNormalization{'s' if count > 1 else ''} computed in steps",) if count else ()
+    return _further(prepared, model, notes)
+
+
+def _stepwise(model: ir.Model, target: Target) -> tuple[ir.Model, int]:
+    if "LayerNormalization" not in target.stepwise_operators:
+        return model, 0
+    return normalize_in_steps(model, target.step_activations)
 
 
 def _further(prepared: Prepared, model: ir.Model, notes: Sequence[str], **plans: Any) -> Prepared:

@@ -23,7 +23,7 @@ from lowbit.methods.fastest import FASTEST_HERE, fastest_here
 from lowbit.methods.histograms import report_histograms
 from lowbit.methods.measuring import accounted, elsewhere_of, verified
 from lowbit.methods.migration_search import find_migrations
-from lowbit.methods.prepare import Prepared, absorbed, migrated, prepare, prepared_for, rotated
+from lowbit.methods.prepare import Prepared, absorbed, in_steps, migrated, prepare, prepared_for, rotated
 from lowbit.methods.rerounding import tells
 from lowbit.methods.result import Result
 from lowbit.methods.rotate import INSERTED
@@ -169,9 +169,9 @@ def quantize(
 
             settings, tried = best_within(model, cleaned.model, calibration_data, settings, stages)
         if fixed is None:
-            prepared = _prepared(cleaned.model, settings, target, calibration_data, stages)
+            prepared = in_steps(_prepared(cleaned.model, settings, target, calibration_data, stages), target)
         else:
-            prepared = Prepared(model=prepared_for(cleaned.model, fixed))
+            prepared = Prepared(model=prepared_for(cleaned.model, fixed, target))
         sites = find_sites(prepared.model, target)
         inserted = tuple(f"{each.tensor}{INSERTED}" for each in prepared.rotations if each.kind == "matmul")
         # A rotation in codes would bring back the outliers' error.

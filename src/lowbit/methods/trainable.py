@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lowbit.data import Dataset, Preprocessing, input_specs, open_data, split_calibration
 from lowbit.exceptions import DataError, ModelError, RecipeError
 from lowbit.graph import clean, load_model
-from lowbit.methods.prepare import PREPARED_KEY, prepare
+from lowbit.methods.prepare import PREPARED_KEY, in_steps, prepare
 from lowbit.methods.stages import Stages, silent
 from lowbit.methods.training_graph import build_module
 from lowbit.methods.training_plan import float_plan, training_plan, with_plain_weights
@@ -126,6 +126,7 @@ def trainable(
         loaded = load_model(model)
         cleaned = clean(loaded)
         prepared = prepare(with_plain_weights(cleaned.model, target), dataclasses.replace(settings, smooth="none"))
+        prepared = in_steps(prepared, target)
         base = prepared.model
         base.metadata_props.pop(PREPARED_KEY, None)
         sites = find_sites(base, target)

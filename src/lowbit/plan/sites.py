@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from lowbit.formats import parse_format
 from lowbit.graph.constants import constant_array, constant_weight, is_constant, is_stored_quantized
+from lowbit.graph.layer_normalization import why_not_in_steps
+from lowbit.graph.normalization_steps import step_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
+    from lowbit.formats import Format
     from lowbit.targets import OperatorSupport, Target
 
 __all__ = ["Site", "find_sites", "walk"]
@@ -52,6 +56,16 @@ class Site:
     fused: tuple[ir.Node, ...]
     subgraph: bool
     refusals: dict[str, str]
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a step of an operator that the target computes in several, between which codes are finer."""
+        return step_format(self.node) is not None
+
+    def written(self, default: Format) -> Format:
+        """Return the format of the codes that it writes: that of all tensors, unless it is a step."""
+        finer = step_format(self.node)
+        return default if finer is None else parse_format(finer)
 
     @property
     def last(self) -> ir.Node:
@@ -255,7 +269,10 @@ def _static_refusal(
     if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
         return "it is part of a model that arrived quantized"
     if support is None:
-        return f"{target.engine} has no integer kernel for {node.op_type}"
+        why = ""
+        if node.op_type in target.stepwise_operators:
+            why = f": {why_not_in_steps(node) or 'it lies in a subgraph'}"
+        return f"{target.engine} has no integer kernel for {node.op_type}{why}"
     if inside:
         return "it lies in a subgraph, where calibration cannot see its tensors"
     for name, allowed in support.attributes.items():
@@ -263,6 +280,11 @@ def _static_refusal(
         value = attribute.value if attribute is not None else _DEFAULTS.get((node.op_type, name))
         if value not in allowed:
             return f"{target.engine} has no integer kernel for {node.op_type} with {name}={value}"
+    for index, numbers in support.constants.items():
+        array = constant_array(node.inputs[index])
+        if array is None or not (np.isin(array, numbers).all() and np.unique(array).size == 1):
+            known = " or ".join(f"{number:g}" for number in numbers)
+            return f"{target.engine} has no integer kernel for {node.op_type} but with {known}"
     if support.role == "convolution":
         if weight_index != 1:
             return "its weight is computed while the model runs"

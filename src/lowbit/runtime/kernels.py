@@ -82,8 +82,13 @@ class KernelGraph:
         return sum(kernel.integer for kernel in self.kernels)
 
 
-def read_kernels(model: str | Path | bytes, *, threads: int = 1) -> KernelGraph:
+def read_kernels(model: str | Path | bytes, *, threads: int = 1, int8_kept: bool = False) -> KernelGraph:
     """Load `model` in ONNX Runtime and return the graph that the engine made of it.
+
+    Args:
+        model: Path of an ONNX file, or a serialized `ModelProto`.
+        threads: Number of threads.
+        int8_kept: Whether activations with int8 codes stay so, as on arm64; on x86 the engine turns them into uint8.
 
     Raises:
         EngineError: The engine refuses the model.
@@ -95,6 +100,8 @@ def read_kernels(model: str | Path | bytes, *, threads: int = 1) -> KernelGraph:
             "session.optimized_model_external_initializers_file_name": "weights.bin",
             "session.optimized_model_external_initializers_min_size_in_bytes": "64",
         }
+        if int8_kept:
+            options["session.qdqisint8allowed"] = "1"
         open_session(model, threads=threads, optimized_path=path, options=options)
         return KernelGraph(kernels=load_optimized(path))
 

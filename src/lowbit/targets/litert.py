@@ -44,6 +44,10 @@ TARGET = Target(
             ),
             _UNARY,
         ),
+        # Squares, and one over the square root.
+        "Pow": OperatorSupport(role="unary", constants={1: (2.0, -0.5)}),
+        # Only where codes become finer or coarser.
+        "Identity": _UNARY,
         "GlobalAveragePool": OperatorSupport(role="global-pool"),
         "ReduceMean": OperatorSupport(role="global-pool"),
         "Concat": OperatorSupport(role="concat"),
@@ -54,6 +58,8 @@ TARGET = Target(
         "Resize": OperatorSupport(role="passive", attributes={"mode": ("nearest", "linear")}),
     },
     fused_activations=("Relu", "Clip"),
+    stepwise_operators=("LayerNormalization",),
+    step_activations="int16:symmetric",
     dynamic_operators=(),
     costs=None,
     measured="not timed here: files run in ai-edge-litert 2.3.0 and in tflite-micro's interpreter",

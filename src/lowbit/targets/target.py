@@ -30,6 +30,7 @@ class OperatorSupport:
         role: What kind of operator it is; decides its inputs, its cost formula and its scales.
         float_output: Whether the integer kernel can also write float, so that no QuantizeLinear has to follow.
         attributes: Attribute values that the integer kernel demands, e.g. `{"mode": ("nearest",)}`.
+        constants: Values that a constant input has to have, by its position, e.g. `{1: (2.0,)}` for squares.
         output_range: Fixed range of the output, where the engine or the mathematics imply one.
         gate: Whether the product of its input and output, as of a HardSwish, is one kernel, in which it has no codes.
     """
@@ -37,6 +38,7 @@ class OperatorSupport:
     role: Role
     float_output: bool = False
     attributes: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    constants: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     output_range: tuple[float, float] | None = None
     gate: bool = False
 
@@ -100,6 +102,8 @@ class Target:
         provider: The engine's part that runs there, e.g. `NNAPI`; empty for what `lowbit` can run itself.
         symmetric_activations: Whether the zero points of activations have to be 0.
         float_bias: Whether biases stay in float, because the engine quantizes them itself.
+        stepwise_operators: Operators without an integer kernel that are computed in several steps which have one.
+        step_activations: Format of the tensors between such steps as text.
         fixed_shapes: Whether every dimension has to be known.
         integer_only: Whether it runs a whole model in integers or not at all, so that `auto` leaves nothing in float.
         highest_opset: Latest operator set that is read, `None` if there is no limit.
@@ -126,6 +130,8 @@ class Target:
     provider: str = ""
     symmetric_activations: bool = False
     float_bias: bool = False
+    stepwise_operators: tuple[str, ...] = ()
+    step_activations: str = ""
     fixed_shapes: bool = False
     integer_only: bool = False
     highest_opset: int | None = None

@@ -103,7 +103,7 @@ def plain_constant(value: ir.Value | None) -> NDArray[Any] | None:
 
 
 def grid_of(node: ir.Node) -> Grid:
-    """Return the grid of a Q or DQ node as int8: codes of uint8 become int8 by subtracting 128 from the zero point.
+    """Return the grid of a Q or DQ node: codes of uint8 become int8 by subtracting 128 from the zero point.
 
     Raises:
         Refusal: Its parameters are computed, there is more than one scale, or the codes have another width.
@@ -113,8 +113,10 @@ def grid_of(node: ir.Node) -> Grid:
         raise Refusal("its scale is computed while the model runs")
     if scale.size != _PER_TENSOR:
         raise Refusal(f"its activation has {scale.size} scales, LiteRT has one")
+    if zero_point.dtype == np.int16 and not zero_point.any():
+        return Grid(float(np.float32(scale.reshape(()))), 0, "int16")
     if zero_point.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):
-        raise Refusal(f"its activation is {zero_point.dtype}, LiteRT's integer kernels take int8")
+        raise Refusal(f"its activation is {zero_point.dtype}, LiteRT's integer kernels take int8, or int16 around 0")
     shift = 128 if zero_point.dtype == np.uint8 else 0
     return Grid(float(np.float32(scale.reshape(()))), int(zero_point.reshape(())) - shift)
 

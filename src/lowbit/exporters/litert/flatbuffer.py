@@ -18,7 +18,7 @@ _SCHEMA_VERSION = 3
 # Microcontrollers read int32 in place, and vector loads want whole lines.
 _ALIGNMENT = 16
 _IDENTIFIER = b"TFL3"
-_TYPES = {"float32": "FLOAT32", "int32": "INT32", "int8": "INT8"}
+_TYPES = {"float32": "FLOAT32", "int32": "INT32", "int16": "INT16", "int8": "INT8"}
 # Options tables whose names do not follow from the kernels' names.
 _OPTIONS = {
     "AVERAGE_POOL_2D": "Pool2DOptions",
@@ -32,7 +32,7 @@ _OPTIONS = {
     "PADV2": "PadV2Options",
     "BATCH_MATMUL": "BatchMatMulOptions",
 }
-_WITHOUT_OPTIONS = frozenset({"LOGISTIC", "TANH", "RELU", "RELU6", "PRELU"})
+_WITHOUT_OPTIONS = frozenset({"LOGISTIC", "TANH", "RELU", "RELU6", "PRELU", "RSQRT"})
 _PLACEHOLDER = 127
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Lowering", "clip_bounds", "joined", "only_use", "static_shape"]
 
 
+# Have int16 kernels in LiteRT and in LiteRT for Microcontrollers.
+_IN_16_BITS = frozenset({"ADD", "SUB", "MUL", "MEAN", "RSQRT", "RESHAPE"})
+
+
 class Lowering:
     """Builds a program; the rules in `operators/` call its methods in the order of the graph.
 
@@ -59,7 +63,7 @@ class Lowering:
         options: dict[str, Any] | None = None,
         name: str | None = None,
     ) -> Tensor:
-        """Add a kernel call with one output, int8 on `grid`, or int32 without one, and return that output."""
+        """Add a kernel call with one output, in codes of `grid`, or int32 without one, and return that output."""
         output = self.tensor(name or kind.lower(), shape, grid)
         self.add(kind, inputs, [output], options)
         return output
@@ -69,7 +73,7 @@ class Lowering:
         if grid is None:
             return Tensor(self.name(name), tuple(int(size) for size in shape), "int32")
         scale = np.asarray([grid.scale], dtype=np.float32)
-        return Tensor(self.name(name), tuple(int(size) for size in shape), "int8", scale, grid.zero_point)
+        return Tensor(self.name(name), tuple(int(size) for size in shape), grid.dtype, scale, grid.zero_point)
 
     def add(
         self,
@@ -78,7 +82,12 @@ class Lowering:
         outputs: list[Tensor],
         options: dict[str, Any] | None = None,
     ) -> None:
-        """Add a kernel call."""
+        """Add a kernel call.
+
+        Raises:
+            Refusal: LiteRT's kernel does not compute with codes of these widths.
+        """
+        _check_widths(kind, [*inputs, *outputs])
         source = (self.node.name or self.node.op_type) if self.node is not None else ""
         self.program.operators.append(Operator(kind, list(inputs), outputs, options or {}, source))
 
@@ -235,6 +244,16 @@ class Lowering:
                 limit = self.coded_constant("limit", np.full((1,) * max(len(tensor.shape), 1), bound), grid)
                 tensor = self.emit(kind, [tensor, limit], tensor.shape, grid=grid)
         return tensor
+
+
+def _check_widths(kind: str, tensors: Sequence[Tensor | None]) -> None:
+    widths = {tensor.dtype for tensor in tensors if tensor is not None and tensor.scale is not None}
+    if "int16" not in widths or kind == "QUANTIZE":
+        return
+    if kind not in _IN_16_BITS:
+        raise Refusal(f"its codes are int16, for which no {kind} is written here")
+    if len(widths) > 1:
+        raise Refusal(f"its codes are {' and '.join(sorted(widths))}, LiteRT's {kind} takes one width")
 
 
 def only_use(value: ir.Value) -> ir.Node | None:

@@ -90,6 +90,8 @@ def _outputs(low: Lowering, graph: ir.Graph, layout: str) -> None:
     taken: set[int] = set()
     for value in graph.outputs:
         placed = low.placed(value)
+        if placed.grid is not None and placed.grid.dtype != "int8":
+            raise Refusal(f"the output {value.name} has codes of {placed.grid.dtype}, and no int8 behind them")
         order = placed.order
         if order not in _CHANNELS_LAST or layout == "keep":
             order = identity(len(placed.order))

@@ -12,20 +12,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Grid", "Operator", "Program", "Tensor"]
 
-_LOWEST, _HIGHEST = -128, 127
-
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The numbers that the int8 codes of a tensor stand for: `real = (code - zero_point) * scale`."""
+    """The numbers that the codes of a tensor stand for: `real = (code - zero_point) * scale`.
+
+    Attributes:
+        scale: One step.
+        zero_point: The code of 0; itself 0 with int16.
+        dtype: `int8` or `int16`.
+    """
 
     scale: float
     zero_point: int
+    dtype: str = "int8"
 
-    def encode(self, real: NDArray[Any]) -> NDArray[np.int8]:
+    def encode(self, real: NDArray[Any]) -> NDArray[Any]:
         """Return the nearest codes, saturated."""
         codes = np.rint(np.asarray(real, dtype=np.float64) / self.scale) + self.zero_point
-        return np.asarray(np.clip(codes, _LOWEST, _HIGHEST), dtype=np.int8)
+        info = np.iinfo(self.dtype)
+        return np.asarray(np.clip(codes, info.min, info.max), dtype=self.dtype)
 
     def decode(self, codes: NDArray[Any]) -> NDArray[np.float64]:
         """Return what codes stand for."""
@@ -34,7 +40,8 @@ class Grid:
     @property
     def limits(self) -> tuple[float, float]:
         """The lowest and the highest number."""
-        return (_LOWEST - self.zero_point) * self.scale, (_HIGHEST - self.zero_point) * self.scale
+        info = np.iinfo(self.dtype)
+        return (info.min - self.zero_point) * self.scale, (info.max - self.zero_point) * self.scale
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +51,7 @@ class Tensor:
     Attributes:
         name: Its name, for tools that show the file.
         shape: As stored, every dimension known.
-        dtype: `int8`, `int32` or `float32`.
+        dtype: `int8`, `int16`, `int32` or `float32`.
         scale: `[1]` or `[channels]` float32 of a quantized tensor, `None` for plain numbers.
         zero_point: Of all channels.
         axis: The axis of the channels.

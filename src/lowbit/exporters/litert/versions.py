@@ -1,4 +1,4 @@
-"""The version of every kernel that an int8 program needs: an engine without it refuses the file instead of guessing."""
+"""The version of every kernel that a program needs: an engine without it refuses the file instead of guessing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ _INT8 = {
             *("ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "CONCATENATION", "MAX_POOL_2D", "AVERAGE_POOL_2D"),
             *("SOFTMAX", "MEAN", "REDUCE_MAX", "LOGISTIC", "TANH", "RELU", "RELU6", "PAD", "PADV2", "TRANSPOSE"),
             *("STRIDED_SLICE", "SLICE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "BATCH_MATMUL", "GATHER"),
-            *("SPACE_TO_DEPTH", "DEQUANTIZE"),
+            *("SPACE_TO_DEPTH", "DEQUANTIZE", "RSQRT"),
         ),
         2,
     ),
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"), 3),
     "FULLY_CONNECTED": 4,
 }
+# The same for int16 with any scale.
+_INT16 = {"ADD": 3, "SUB": 5, "MUL": 4, "MEAN": 3, "RSQRT": 3}
 _FIFTH_AXIS = {"TRANSPOSE": 4, "STRIDED_SLICE": 4, "SLICE": 5, "PAD": 4, "PADV2": 4}
 _BROADCAST_IN_FIVE = {"MAXIMUM": 3, "MINIMUM": 3, "SUB": 3}
 _FOUR = 4
@@ -34,6 +36,10 @@ def version_of(operator: Operator) -> int:
     assert first is not None
     if operator.kind == "ADD" and first.dtype == "int32":
         return 1
+    if operator.kind == "QUANTIZE":
+        return 2 if operator.outputs[0].dtype == "int16" else 1
+    if first.dtype == "int16":
+        return _INT16.get(operator.kind, 1)
     if operator.kind == "CONV_2D":
         weight = operator.inputs[1]
         assert weight is not None

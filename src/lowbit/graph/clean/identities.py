@@ -46,6 +46,9 @@ def _unchanged_input(node: ir.Node) -> ir.Value | None:
         case "Cast":
             target = node.attributes["to"].as_int() if "to" in node.attributes else None
             return source if source.dtype is not None and source.dtype.value == target else None
+        case "CastLike":
+            like = node.inputs[1]
+            return source if like is not None and source.dtype is not None and source.dtype == like.dtype else None
         case "Concat" | "Sum" | "Max" | "Min" | "Mean":
             return source if len(node.inputs) == 1 else None
         case "Pad":

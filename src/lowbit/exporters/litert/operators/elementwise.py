@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["RULES"]
 
 _FUSING = frozenset({"ADD", "SUB", "MUL"})
-_POSITIVE_CODES = 127
+_SQUARE, _INVERSE_ROOT = 2.0, -0.5
 
 
 def _binary(low: Lowering, node: ir.Node, kind: str) -> None:
@@ -49,8 +49,17 @@ def _operand(low: Lowering, value: ir.Value | None) -> Placed | tuple[NDArray[np
 
 def _own_grid(real: NDArray[np.float64]) -> tuple[NDArray[np.float64], Grid]:
     """Return a float constant with a symmetric grid; a single number is exact on it."""
+    return real, _symmetric_grid(real, "int8")
+
+
+def _symmetric_grid(real: NDArray[np.float64], dtype: str) -> Grid:
     limit = float(np.abs(real).max(initial=0.0))
-    return real, Grid(float(np.float32(limit / _POSITIVE_CODES)) if limit else 1.0, 0)
+    return Grid(float(np.float32(limit / np.iinfo(dtype).max)) if limit else 1.0, 0, dtype)
+
+
+def _widened(real: NDArray[np.float64]) -> tuple[NDArray[np.float64], Grid]:
+    """Return a constant for a kernel that computes with int16 codes."""
+    return real, _symmetric_grid(real, "int16")
 
 
 def _combined(
@@ -65,11 +74,15 @@ def _combined(
     full = [operand for operand in operands if isinstance(operand, Placed) and len(operand.order) == rank]
     order = max(full, key=lambda operand: operand.tensor.bytes).order if full else identity(rank)
     end, grid, bounds = low.result_grid(node.outputs[0])
+    if grid.dtype == "int16":
+        operands = [each if isinstance(each, Placed) else _widened(each[0]) for each in operands]
     tensors = [_arranged(low, operand, order, grid if kind in {"MAXIMUM", "MINIMUM"} else None) for operand in operands]
     options: dict[str, object] = {}
     rest = bounds
     if kind in _FUSING:
         options["fusedActivationFunction"], rest = fused(grid, bounds)
+    if kind in {"ADD", "SUB"} and grid.dtype == "int16":
+        options["potScaleInt16"] = False
     y = low.emit(kind, tensors, [shape[axis] for axis in order], grid=grid, options=options, name=written(end))
     low.put(end, low.clamp(y, grid, rest), order, grid)
 
@@ -112,10 +125,16 @@ def _divide(low: Lowering, node: ir.Node) -> None:
 
 
 def _power(low: Lowering, node: ir.Node) -> None:
-    if not np.all(constant_input(node, 1) == 2):
-        raise Refusal("LiteRT has no integer kernel for powers other than squares")
+    exponents = np.unique(constant_input(node, 1))
     placed = low.placed(node.inputs[0])
-    _combined(low, node, "MUL", [placed, placed])
+    if exponents.tolist() == [_SQUARE]:
+        _combined(low, node, "MUL", [placed, placed])
+    elif exponents.tolist() == [_INVERSE_ROOT]:
+        end, grid, bounds = low.result_grid(node.outputs[0])
+        y = low.emit("RSQRT", [placed.tensor], placed.tensor.shape, grid=grid, name=written(end))
+        low.put(end, low.clamp(y, grid, bounds), placed.order, grid)
+    else:
+        raise Refusal("LiteRT has no integer kernel for powers other than 2 and -1/2")
 
 
 RULES = {

@@ -21,6 +21,8 @@ __all__ = ["RULES", "take_input"]
 
 def take_input(low: Lowering, value: ir.Value, grid: Grid | None) -> None:
     """Make an input of the model an input of the program, in the order in which the kernels read it."""
+    if grid is not None and grid.dtype != "int8":
+        raise Refusal(f"the input {value.name} has codes of {grid.dtype}, an input of LiteRT's kernels has int8")
     shape = static_shape(value)
     order = wanted_order(value) if grid is not None else identity(len(shape))
     tensor = low.tensor(value.name or "input", [shape[axis] for axis in order], grid)
