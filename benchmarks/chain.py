@@ -44,6 +44,7 @@ class Chain:
         rate: Learning rate of pruning, in units of every tensor's own size; a fifth of it with codes.
         labels: Weight of the labels beside the teacher in the loss.
         edges: Whether first and last layers keep 8 bits.
+        bfloat16: Whether pruning and the teacher multiply in bfloat16.
     """
 
     amount: float
@@ -56,12 +57,13 @@ class Chain:
     rate: float = 3e-2
     labels: float = 0.3
     edges: bool = False
+    bfloat16: bool = False
 
 
 CHAINS: dict[str, Chain] = {
     "lenet-300-100": Chain(amount=0.94, pruning_epochs=80, epochs=20),
     "lenet5": Chain(amount=0.97, pruning_epochs=40, epochs=10),
-    "resnet20": Chain(amount=0.78, pruning_epochs=9, epochs=5, rate=2e-2, edges=True),
+    "resnet20": Chain(amount=0.78, pruning_epochs=9, epochs=5, rate=2e-2, edges=True, bfloat16=True),
     "xray": Chain(amount=0.9, pruning_epochs=20, epochs=10),
 }
 
@@ -88,7 +90,7 @@ def run_chain(name: str, chain: Chain, out: Path, *, seed: int, cache: Path) -> 
         rate=chain.rate,
         temperature=4.0,
         seed=seed,
-        bfloat16=True,
+        bfloat16=chain.bfloat16,
     )
     started = time.perf_counter()
     result = lowbit.compress(
