@@ -63,7 +63,7 @@ class Chain:
 CHAINS: dict[str, Chain] = {
     "lenet-300-100": Chain(amount=0.94, pruning_epochs=80, epochs=20),
     "lenet5": Chain(amount=0.97, pruning_epochs=40, epochs=10),
-    "resnet20": Chain(amount=0.78, pruning_epochs=9, epochs=5, rate=2e-2, edges=True, bfloat16=True),
+    "resnet20": Chain(amount=0.73, pruning_epochs=14, epochs=4, rate=2e-2, edges=True, bfloat16=True),
     "xray": Chain(amount=0.9, pruning_epochs=20, epochs=10),
 }
 
