@@ -87,6 +87,18 @@ def test_what_reads_the_numbers_between_keeps_them() -> None:
     assert normalize_in_steps(model, "int16") == (model, 0)
 
 
+def test_parts_in_half_precision_stay() -> None:
+    """Codes stand for float32 numbers, and so do the constants between the steps."""
+    parts = PARTS["PyTorch's parts"].format(square="Mul (c, c)")
+    model = parse(
+        f"g (float16[2, 3, 8] x) => (float16[2, 3, 8] n) {{ {parts} }}",
+        scale=noise(8).astype(np.float16),
+        bias=noise(8).astype(np.float16),
+        eps=np.float16(0.01),
+    )
+    assert normalize_in_steps(model, "int16") == (model, 0)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

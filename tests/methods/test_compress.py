@@ -157,6 +157,13 @@ def test_steps_that_make_no_sense(net, data, steps, said):
         lowbit.compress(net, data, steps=steps)
 
 
+def test_whether_it_multiplies_in_bfloat16_is_part_of_the_recipe():
+    recipe = CompressionRecipe(bfloat16=True)
+    assert CompressionRecipe.from_dict(recipe.to_dict()) == recipe
+    with pytest.raises(RecipeError, match="bfloat16 is 'yes'"):
+        CompressionRecipe.from_dict({"bfloat16": "yes"})
+
+
 def test_recipes_are_yaml(tmp_path):
     rules = ({"pattern": "op:Gemm", "weights": "int8"},)
     steps = (Prune(amount=0.9), Share(entries=8, grid="int8"), Quantize(weights="int2", rules=rules), Code())

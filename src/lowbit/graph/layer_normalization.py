@@ -88,7 +88,7 @@ def _parts(root: ir.Node) -> LayerNormalization | None:
     squares = _mean_of(guarded[0])
     centred = _squared(squares)
     x = _centred(centred)
-    if x is None or only_consumer(root.outputs[0]) is None:
+    if x is None or x.dtype not in {None, ir.DataType.FLOAT} or only_consumer(root.outputs[0]) is None:
         return None
     found = _divided(root, x) or _spread(root, x)
     if found is None:

@@ -17,6 +17,7 @@ from lowbit.methods.training_plan import float_plan
 from lowbit.plan.sites import find_sites
 from lowbit.reconstruction.partition import partition
 from lowbit.training.losses import attention_distance, feature_distance, relative_error, soft_loss
+from lowbit.training.precision import in_bfloat16, in_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,14 +108,17 @@ class Teacher:
 
     Attributes:
         compute: From inputs by name, the scores and the inner tensors.
+        bfloat16: Whether it computes products in bfloat16.
     """
 
     compute: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+    bfloat16: bool = False
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the scores of a batch, and the inner tensors that are looked at."""
-        with torch.no_grad():
-            return self.compute(inputs)
+        """Return the scores of a batch, and the inner tensors that are looked at, as float32."""
+        with torch.no_grad(), in_bfloat16(inputs, enabled=self.bfloat16):
+            found: tuple[torch.Tensor, dict[str, torch.Tensor]] = in_float32(self.compute(inputs))
+        return found
 
 
 def open_teacher(settings: Distillation, origin: Origin, logits: str | None) -> Teacher:
@@ -179,7 +183,7 @@ def teacher_loss(
     settings: Distillation,
     scores: torch.Tensor,
     inner: dict[str, torch.Tensor],
-    teacher: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    teacher: Teacher,
     inputs: dict[str, torch.Tensor],
     *,
     classes: bool,

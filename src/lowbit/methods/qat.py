@@ -130,7 +130,7 @@ def qat(
             when the training is done.
         checkpoint_every: Steps between checkpoints; 0 writes them after every epoch.
         bfloat16: Whether a teacher, and a model of which nothing is rounded (`quantized=False`), compute products in
-            bfloat16: about twice as fast where the processor has units for it. Weights, losses and the optimizer stay
+            bfloat16, which is faster where the processor has units for it. Weights, losses and the optimizer stay
             in float32; so does a model with codes, which bfloat16 would not hold.
         log_dir: Folder for TensorBoard, which has to be installed (`pip install lowbit[tensorboard]`).
         seed: Of everything random.
@@ -186,7 +186,7 @@ def qat(
         student.check(target)
         chosen = train_only(module, layers, student, batches)
         if teach is not None:
-            student.teacher = open_teacher(teach, origin, logits)
+            student.teacher = dataclasses.replace(open_teacher(teach, origin, logits), bfloat16=bfloat16)
         if lr == "auto":
             with stages("Find a learning rate", STEPS) as advance:
                 found = find_rate(module, batches, student.loss_of, settings, advance=advance)

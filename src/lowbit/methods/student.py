@@ -35,7 +35,7 @@ class Student:
         classes: Whether scores are those of classes.
         positions: Tensors whose attention is compared.
         teacher: The teacher, ready to be asked; `None` without one.
-        bfloat16: Whether the teacher, and the module if nothing in it is rounded, compute products in bfloat16.
+        bfloat16: Whether the module computes products in bfloat16, if nothing in it is rounded.
     """
 
     module: TrainableModel
@@ -69,17 +69,11 @@ class Student:
         if self.teach is None:
             return self.labelled(output, scores, target)
         taught = teacher_loss(
-            self.teach, scores, inner, self._taught, inputs, classes=self.classes, positions=self.positions
+            self.teach, scores, inner, self.teacher, inputs, classes=self.classes, positions=self.positions
         )
         if target is None or self.teach.weight == 1.0:
             return taught
         return self.teach.weight * taught + (1.0 - self.teach.weight) * self.labelled(output, scores, target)
-
-    def _taught(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return what the teacher says of a batch."""
-        with in_bfloat16(inputs, enabled=self.bfloat16):
-            found: tuple[torch.Tensor, dict[str, torch.Tensor]] = in_float32(self.teacher(inputs))
-        return found
 
     def labelled(self, output: Any, scores: torch.Tensor, target: Any) -> torch.Tensor:
         """Return the distance to the targets."""

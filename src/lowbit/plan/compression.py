@@ -167,6 +167,8 @@ class CompressionRecipe:
                 f"temperature is {self.temperature}, rate {self.rate}, batch {self.batch}",
                 remedy="give positive numbers",
             )
+        if not isinstance(self.bfloat16, bool):
+            raise RecipeError(f"bfloat16 is {self.bfloat16!r}", remedy="give true or false")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, ready for YAML."""
